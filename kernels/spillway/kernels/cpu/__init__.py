@@ -1,0 +1,81 @@
+"""The CPU ops: for now each computes its definition in float64 and rounds once."""
+
+import torch
+
+from spillway.kernels.reference import attention, fused
+
+
+def _finish(result, like, out, lse):
+    values, sums = result
+    out = torch.empty(like.shape, dtype=like.dtype) if out is None else out
+    out.copy_(values)
+    if lse is not None:
+        lse.copy_(sums)
+    return out
+
+
+def flash_prefill(q, pool, layer, block_tables, query_starts, context_lens, params, *, out=None, lse=None):
+    return _finish(
+        attention.flash_prefill(q, pool, layer, block_tables, query_starts, context_lens, params), q, out, lse
+    )
+
+
+def paged_decode(q, pool, layer, block_tables, context_lens, params, *, out=None, lse=None):
+    return _finish(attention.paged_decode(q, pool, layer, block_tables, context_lens, params), q, out, lse)
+
+
+def cascade_decode(q, pool, layer, block_tables, context_lens, shared_tokens, params, *, out=None, lse=None):
+    return paged_decode(q, pool, layer, block_tables, context_lens, params, out=out, lse=lse)
+
+
+def merge_states(out_a, lse_a, out_b, lse_b, *, out=None, lse=None):
+    values, sums = attention.merge_states(out_a, lse_a, out_b, lse_b)
+    out = torch.empty_like(out_a) if out is None else out
+    lse = torch.empty_like(lse_a) if lse is None else lse
+    return out.copy_(values), lse.copy_(sums)
+
+
+def score_sums(q, pool, layer, block_tables, query_starts, context_lens, lse, params, sums):
+    return sums.copy_(attention.score_sums(q, pool, layer, block_tables, query_starts, context_lens, params, sums))
+
+
+def write_kv(k, v, pool, layer, slots, *, kv_scales=None):
+    block_tokens = pool.shape[4]
+    keep = (slots >= 0).nonzero()[:, 0]
+    block, offset = slots[keep] // block_tokens, slots[keep] % block_tokens
+    k, v = k[keep], v[keep]
+    if kv_scales is not None:
+        k, v = k.float() / kv_scales[0][:, None], v.float() / kv_scales[1][:, None]
+    pool[block, layer, 0, :, offset] = k.to(pool.dtype)
+    pool[block, layer, 1, :, offset] = v.to(pool.dtype)
+
+
+def rope_write_kv(qkv, cos_sin, positions, pool, layer, slots, *, q_norm=None, k_norm=None, eps=1e-6, kv_scales=None):
+    kv_heads, head_dim = pool.shape[3], pool.shape[5]
+    q, k, v = fused.rope_qkv(qkv, cos_sin, positions, kv_heads, head_dim, (q_norm, k_norm), eps)
+    write_kv(k, v, pool, layer, slots, kv_scales=kv_scales)
+    qkv.unflatten(-1, (-1, head_dim))[:, : q.shape[1]] = q.to(qkv.dtype)
+
+
+def rms_norm(x, weight, eps, *, residual=None, out=None):
+    values, added = fused.rms_norm(x, weight, eps, residual)
+    if residual is not None:
+        residual.copy_(added)
+    return (torch.empty_like(x) if out is None else out).copy_(values)
+
+
+def silu_mul(gate_up, *, out=None):
+    values = fused.silu_mul(gate_up)
+    return (torch.empty(values.shape, dtype=gate_up.dtype) if out is None else out).copy_(values)
+
+
+def copy_blocks(pool, src, dst):
+    pool[dst] = pool[src]
+
+
+def gather_blocks(pool, ids, staging):
+    torch.index_select(pool.flatten(1), 0, ids, out=staging.view(ids.shape[0], -1))
+
+
+def scatter_blocks(pool, ids, staging):
+    pool.flatten(1)[ids] = staging.view(ids.shape[0], -1)
