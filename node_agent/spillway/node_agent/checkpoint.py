@@ -14,12 +14,11 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig
 
 from spillway.node_agent.models.errors import (
-    CheckpointError,
     CheckpointNotFoundError,
     CorruptCheckpointError,
     UnsupportedModelError,
@@ -164,7 +163,7 @@ def load_config(folder: Path) -> Any:
     family_of(model_type)
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # noqa: BLE001 - its validators raise what they like; whatever it is, it is the config's
+    except Exception as error:
         raise UnsupportedModelError(f"config.json is refused by transformers: {error}") from error
 
 

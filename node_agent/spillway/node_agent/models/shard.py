@@ -60,3 +60,7 @@ class TensorShard:
     def vocab_rows(self, spec: DecoderSpec) -> slice:
         """Rows of the embedding and of the output head."""
         return slice(self.rank * spec.vocab // self.size, (self.rank + 1) * spec.vocab // self.size)
+
+
+WHOLE = TensorShard()
+"""All of the model on one rank."""

@@ -1,0 +1,36 @@
+"""Settings that count only before torch starts its threads, and checkpoints that many tests share."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("NUMBA_THREADING_LAYER", "workqueue")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for the network
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``tiny_checkpoint(family, **overrides) -> Path``: made once a session for each set of arguments.
+
+    `overrides` are those of `tiny_models.save_checkpoint`: seed, dtype, shard_size, and fields of the config. Do not
+    change what it returns: others use it too.
+    """
+    made: dict[str, Path] = {}
+
+    def make(family: str, **overrides: Any) -> Path:
+        from tiny_models import save_checkpoint
+
+        key = repr((family, sorted(overrides.items())))
+        if key not in made:
+            made[key] = save_checkpoint(tmp_path_factory.mktemp(family), family, **overrides)
+        return made[key]
+
+    return make
