@@ -1,0 +1,299 @@
+"""A batch job in this process: opened, drained line by line, sealed.
+
+The job directory `<output>.spillway/` is the truth:
+
+    lock            held (flock) by the process that runs the job; names its pid
+    manifest.json   written once intake is done; what makes the job resumable
+    lines.table     where the lines lie and in which order they run
+    results.log     the ledger
+
+Whatever is in it before there is a manifest is an intake that did not finish, and is done again. After sealing only the
+manifest stays, so that running the same job again finds it complete.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from spillway.api.errors import (
+    InputChangedError,
+    JobChangedError,
+    JobCorruptError,
+    JobError,
+    LineError,
+)
+from spillway.api.lines import BatchLine, Body, Url, parse_line
+from spillway.api.results import BodyHead, line_ids, result_line
+from spillway.gateway.durable import remove
+from spillway.gateway.intake import decode_error, encode_error, take_in
+from spillway.gateway.ledger import Ledger, LedgerRepairs
+from spillway.gateway.manifest import VERSION, InputRecord, Manifest, SealedRecord, differences
+from spillway.gateway.options import JobOptions
+from spillway.gateway.paths import JobLock, JobPaths
+from spillway.gateway.reader import InputFile, Progress
+from spillway.gateway.records import Record, RecordKind
+from spillway.gateway.seal import seal
+from spillway.gateway.table import LineTable
+
+MANIFEST, TABLE, LOG = "manifest.json", "lines.table", "results.log"
+
+
+@dataclass(frozen=True, slots=True)
+class PendingLine:
+    """A line that has no result yet. `index` counts request lines from 0, `line_number` all lines of the file from 1.
+
+    `head` opens the response body: its id and time are the job's, so that a resumed job writes the same bytes.
+    """
+
+    index: int
+    custom_id: str
+    url: Url
+    body: Body
+    line_number: int
+    head: BodyHead
+
+
+@dataclass(frozen=True, slots=True)
+class JobCounts:
+    """Lines of a job. `total` = `completed` + `failed` + `pending`."""
+
+    total: int
+    completed: int
+    failed: int
+    errors_by_code: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def pending(self) -> int:
+        """Lines without a result."""
+        return self.total - self.completed - self.failed
+
+
+class Job:
+    """One batch file on its way to an output and an error file.
+
+    `complete` and `fail` may be called from any thread; all else from one. Use it as a context manager, or `close` it.
+    """
+
+    def __init__(self, paths: JobPaths, manifest: Manifest, lock: JobLock, source: InputFile) -> None:
+        """For `Job.open`."""
+        self.paths = paths
+        self.digest = manifest.digest()
+        self._manifest, self._lock, self._source = manifest, lock, source
+        self._under_way: dict[int, tuple[str, Url]] = {}
+        self._table: LineTable | None = None
+        self._ledger: Ledger | None = None
+        self._codes: Counter[str] = Counter()
+        if manifest.sealed is None:
+            self._table = LineTable.load(paths.directory / TABLE)
+            if len(self._table.lines) != manifest.num_lines:
+                raise JobCorruptError(f"{paths.directory} contradicts itself", "Pass --restart to start the job over.")
+            self._ledger = Ledger(paths.directory / LOG, manifest.num_lines, manifest.log_key)
+            self._codes.update(str(decode_error(record.payload).code) for record in self._ledger.errors())
+
+    @classmethod
+    def open(cls, paths: JobPaths, options: JobOptions, progress: Progress | None = None) -> Self:
+        """Takes in the input and begins a job, or goes on with the one that an earlier run left behind.
+
+        Either way every line has been checked and every byte of the input read when this returns. `progress` is called
+        with (bytes read, bytes in all). Raises a JobError: InputError, OutputPathError, OutputExistsError,
+        JobLockedError, JobChangedError, JobCorruptError, InputChangedError, StorageError.
+        """
+        paths = paths.resolved()
+        paths.check()
+        source = InputFile(paths.input)
+        try:
+            if not paths.directory.exists() and not options.restart:
+                paths.check_nothing_to_overwrite()
+            lock = JobLock(paths.directory)
+        except BaseException:
+            source.close()
+            raise
+        try:
+            manifest = None if options.restart else _resumable(paths, source, options, progress)
+            if manifest is None:
+                manifest = _begin(paths, source, options, progress)
+            return cls(paths, manifest, lock, source)
+        except BaseException:
+            source.close()
+            lock.release(remove_if_unused=True)
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def sealed(self) -> bool:
+        """Whether output and error files are written; then nothing is pending."""
+        return self._manifest.sealed is not None
+
+    @property
+    def created(self) -> int:
+        """Unix seconds of the job's beginning, kept over restarts."""
+        return self._manifest.created
+
+    @property
+    def repairs(self) -> LedgerRepairs:
+        """Damage found and mended in the ledger so far."""
+        return LedgerRepairs() if self._ledger is None else self._ledger.repairs
+
+    def counts(self) -> JobCounts:
+        """How many lines ended how."""
+        if self._ledger is None:
+            sealed = self._manifest.sealed
+            assert sealed is not None
+            return JobCounts(self._manifest.num_lines, sealed.completed, sealed.failed, sealed.errors_by_code)
+        return JobCounts(self._manifest.num_lines, self._ledger.num_results, self._ledger.num_errors, dict(self._codes))
+
+    def pending(self) -> Iterator[PendingLine]:
+        """Lines without a result, those with the longest common prompt prefix side by side, read one at a time.
+
+        Raises InputChangedError if the input was written to.
+        """
+        if self._table is None or self._ledger is None:
+            return
+        for index in self._table.order:
+            if not self._ledger.has(int(index)):
+                yield self._pending_line(int(index))
+
+    def complete(self, index: int, body: bytes) -> bool:
+        """Records the response body (JSON) of a line. False if the line has a result already: the first one stays.
+
+        The result survives the process at once, and a power cut within about a second. Raises StorageError.
+        """
+        if self._ledger is None or self._ledger.has(index):
+            return False
+        custom_id, url = self._name(index)
+        payload = result_line(line_ids(self.digest, index, custom_id, url), custom_id, body)
+        recorded = self._ledger.append(Record(index, RecordKind.RESULT, payload))
+        self._under_way.pop(index, None)
+        return recorded
+
+    def fail(self, index: int, error: LineError) -> bool:
+        """Records why a line has no result; its number and custom_id are filled in here. Else as `complete`."""
+        if self._ledger is None or self._table is None or self._ledger.has(index):
+            return False
+        custom_id, _ = self._name(index)
+        error = replace(error, custom_id=custom_id, line=int(self._table.lines[index]["number"]))
+        recorded = self._ledger.append(Record(index, RecordKind.ERROR, encode_error(error)))
+        self._codes[str(error.code)] += int(recorded)
+        self._under_way.pop(index, None)
+        return recorded
+
+    def seal(self) -> JobCounts:
+        """Writes output and error files in input order, each in one piece, and drops the ledger. Idempotent.
+
+        Raises JobError while lines are pending, JobCorruptError if a result was damaged on disk since it was written
+        (run again: that line is redone), StorageError.
+        """
+        if self._ledger is None:
+            return self.counts()
+        if self.counts().pending:
+            raise JobError(f"{self.counts().pending} lines have no result yet", "Run the job to its end first.")
+        sealed = seal(self._ledger, self._manifest.num_lines, self.digest, self.paths)
+        self._manifest = msgspec.structs.replace(self._manifest, sealed=sealed)
+        self._manifest.save(self.paths.directory / MANIFEST)
+        self._ledger.close()
+        self._ledger = self._table = None
+        _drop_working_files(self.paths)
+        return self.counts()
+
+    def close(self) -> None:
+        """Makes results durable and lets go of the job. Safe to call twice. Raises StorageError."""
+        try:
+            if self._ledger is not None:
+                self._ledger.close()
+        finally:
+            self._source.close()
+            self._lock.release()
+
+    def _pending_line(self, index: int) -> PendingLine:
+        line = self._parse(index)
+        self._under_way[index] = (line.custom_id, line.url)
+        ids = line_ids(self.digest, index, line.custom_id, line.url)
+        head = BodyHead(ids.body, self.created, line.body.model)
+        return PendingLine(index, line.custom_id, line.url, line.body, line.line_number, head)
+
+    def _parse(self, index: int) -> BatchLine:
+        assert self._table is not None
+        row = self._table.lines[index]
+        raw = self._source.read_line(int(row["offset"]), int(row["length"]))
+        line = parse_line(raw, int(row["number"]), len(raw))
+        if isinstance(line, LineError):  # it was valid at intake
+            raise InputChangedError(
+                f"line {line.line} of {self.paths.input} is not what it was",
+                "Put the former content back and run again.",
+            )
+        return line
+
+    def _name(self, index: int) -> tuple[str, Url]:
+        """custom_id and url of a line: known if it came from `pending`, else read again."""
+        if index not in self._under_way:
+            line = self._parse(index)
+            return line.custom_id, line.url
+        return self._under_way[index]
+
+
+def _resumable(paths: JobPaths, source: InputFile, options: JobOptions, progress: Progress | None) -> Manifest | None:
+    """The manifest to go on with, or None if the job must begin. Raises JobChangedError, OutputExistsError."""
+    manifest = Manifest.load(paths.directory / MANIFEST)
+    if manifest is None:
+        paths.check_nothing_to_overwrite()
+        return None
+    changes = differences(manifest, source.digest(progress).hex(), options)
+    if changes:
+        raise JobChangedError(paths.directory, changes)
+    if manifest.sealed is None:
+        return manifest
+    _drop_working_files(paths)
+    return manifest if _check_sealed_files(paths, manifest.sealed) else None
+
+
+def _check_sealed_files(paths: JobPaths, sealed: SealedRecord) -> bool:
+    """Whether the files of a finished job are there. False if the output was removed: then it is to be made again."""
+    if not paths.output.exists():
+        return False
+    changes = []
+    if paths.output.stat().st_size != sealed.output_bytes:
+        changes.append(f"the output {paths.output} was changed since it was written")
+    error_bytes = paths.errors.stat().st_size if paths.errors.exists() else None
+    if error_bytes != sealed.error_bytes:
+        changes.append(f"the error file {paths.errors} is not the one that was written")
+    if changes:
+        raise JobChangedError(paths.directory, tuple(changes))
+    return True
+
+
+def _begin(paths: JobPaths, source: InputFile, options: JobOptions, progress: Progress | None) -> Manifest:
+    (paths.directory / MANIFEST).unlink(missing_ok=True)  # first: without it the rest is an unfinished intake
+    _drop_working_files(paths)
+    log_key = secrets.randbits(64)
+    intake = take_in(source, paths.directory / LOG, log_key, options.max_line_bytes, progress)
+    intake.table.save(paths.directory / TABLE)
+    manifest = Manifest(
+        version=VERSION,
+        created=int(time.time()),
+        log_key=log_key,
+        input=InputRecord(str(paths.input), source.stamp.size_bytes, intake.input_digest.hex()),
+        options=options.identity(),
+        num_lines=len(intake.table.lines),
+    )
+    manifest.save(paths.directory / MANIFEST)
+    return manifest
+
+
+def _drop_working_files(paths: JobPaths) -> None:
+    for name in (LOG, TABLE):
+        remove(paths.directory / name)

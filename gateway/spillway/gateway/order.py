@@ -1,0 +1,132 @@
+"""Order of the lines of a file that puts those with the longest common prompt prefix side by side.
+
+The aim is the depth-first order of the prefix tree over all prompts, without the tree: it would need the whole text in
+memory. Each prompt is hashed as a chain, and the hash is noted at boundaries that grow by a quarter each (64 bytes to
+8 MiB). Two prompts agree at a boundary exactly if they share that prefix (a 32-bit collision costs order, not
+correctness), so refining groups boundary by boundary walks the tree at that resolution: of the prefix that two lines
+share, at most a fifth is overlooked, and never more than lies beyond the first 64 bytes, about one token block.
+"""
+
+from __future__ import annotations
+
+from array import array
+from itertools import chain
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from spillway.api.bodies import ChatBody, CompletionBody
+
+_FIRST_BOUNDARY_BYTES = 64
+_LAST_BOUNDARY_BYTES = 8 * 1024 * 1024
+_MASK = 0xFFFFFFFF
+
+
+def _boundaries() -> tuple[int, ...]:
+    sizes = [_FIRST_BOUNDARY_BYTES]
+    while sizes[-1] < _LAST_BOUNDARY_BYTES:
+        sizes.append(sizes[-1] * 5 // 4)
+    return tuple(sizes)
+
+
+BOUNDARIES = _boundaries()
+"""Prefix lengths in bytes at which prompts are compared."""
+
+_TEXT_SEED, _TOKEN_SEED, _CHAT_SEED = 1, 2, 3
+"""Prompts of different kinds never share KV by their bytes, so their hashes start apart."""
+
+
+def prompt_bytes(body: ChatBody | CompletionBody) -> tuple[int, bytes]:
+    """(seed, bytes): the prompt as one byte string in which equal prefixes mean equal prompt prefixes."""
+    if isinstance(body, ChatBody):
+        parts = [repr(sorted(body.chat_template_kwargs.items()))] if body.chat_template_kwargs else []
+        for message in body.messages:
+            parts += (f"\x1e{message.role}\x1f{message.name or ''}\x1f", message.text)
+        return _CHAT_SEED, "".join(parts).encode("utf-8")
+    prompts = body.prompts
+    if isinstance(prompts[0], str):
+        return _TEXT_SEED, "\x1e".join(prompts).encode("utf-8")
+    return _TOKEN_SEED, array("i", chain.from_iterable(prompts)).tobytes()
+
+
+def prefix_keys(seed: int, prompt: bytes) -> npt.NDArray[np.uint32]:
+    """Hashes of the prompt's prefixes at each boundary within it, and of the whole at the end: `[levels + 1]`."""
+    state = xxhash.xxh3_64(seed=seed)
+    view = memoryview(prompt)
+    keys, done = [], 0
+    for boundary in BOUNDARIES:
+        if boundary > len(prompt):
+            break
+        state.update(view[done:boundary])
+        done = boundary
+        keys.append(state.intdigest() & _MASK)
+    state.update(view[done:])
+    state.update(b"end")
+    keys.append(state.intdigest() & _MASK)
+    return np.array(keys, dtype=np.uint32)
+
+
+class PrefixOrder:
+    """Collects keys line by line into a file, then orders.
+
+    Memory: 1 byte a line while collecting; while ordering up to about 120 bytes for each line that shares a prefix.
+    """
+
+    def __init__(self, scratch: BinaryIO) -> None:
+        """`scratch`: an empty file open for reading and writing; gets 4 bytes per boundary that a prompt reaches."""
+        self._scratch = scratch
+        self._levels = array("B")
+
+    def add(self, seed: int, prompt: bytes) -> None:
+        """Takes in the next line."""
+        keys = prefix_keys(seed, prompt)
+        self._scratch.write(keys.tobytes())
+        self._levels.append(len(keys))
+
+    def order(self) -> npt.NDArray[np.uint32]:
+        """Numbers of the lines added, counted from 0, in depth-first order of the prefix tree: `[lines] uint32`.
+
+        Siblings stand in order of first appearance, equal prompts in order of the file.
+        """
+        levels = np.frombuffer(self._levels, dtype=np.uint8)
+        if len(levels) == 0:
+            return np.zeros(0, dtype=np.uint32)
+        self._scratch.flush()
+        keys = np.memmap(self._scratch, dtype=np.uint32, mode="r")
+        starts = np.zeros(len(levels), dtype=np.int64)
+        np.cumsum(levels[:-1], dtype=np.int64, out=starts[1:])
+        return _refine(keys, starts, levels)
+
+
+def _refine(
+    keys: npt.NDArray[np.uint32], starts: npt.NDArray[np.int64], levels: npt.NDArray[np.uint8]
+) -> npt.NDArray[np.uint32]:
+    """Splits groups of equal prefixes level by level.
+
+    `group[line]` is the place in the final order where the line's group begins. Whoever is alone in a group, or has run
+    out of levels (then the whole group is one and the same prompt), is finished.
+    """
+    group = np.zeros(len(levels), dtype=np.int64)
+    active = np.arange(len(levels), dtype=np.int64)
+    level = 0
+    while len(active):
+        combined = (group[active] << 32) | keys[starts[active] + level]
+        by_key = np.argsort(combined, kind="stable")
+        fresh = np.concatenate(([True], np.diff(combined[by_key]) != 0))
+        number = np.cumsum(fresh) - 1
+        subgroup = np.empty(len(active), dtype=np.int64)
+        subgroup[by_key] = number
+        first_seen, parent = active[by_key[fresh]], group[active[by_key[fresh]]]
+        sizes = np.bincount(number)
+        in_order = np.lexsort((first_seen, parent))
+        before = np.cumsum(sizes[in_order]) - sizes[in_order]
+        same_parent = np.concatenate(([0], np.flatnonzero(np.diff(parent[in_order])) + 1))
+        base = np.repeat(before[same_parent], np.diff(np.append(same_parent, len(in_order))))
+        begins = np.empty(len(sizes), dtype=np.int64)
+        begins[in_order] = parent[in_order] + before - base
+        group[active] = begins[subgroup]
+        level += 1
+        active = active[(sizes[subgroup] > 1) & (levels[active] > level)]
+    return np.argsort(group, kind="stable").astype(np.uint32)
