@@ -1,0 +1,121 @@
+"""The models that are measured: a random Llama of 206 M parameters, and SmolLM2-135M-Instruct."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parent.parent.parent
+RANDOM_MODEL = "llama-206m"
+REAL_MODEL = "smollm2-135m"
+MODELS = (RANDOM_MODEL, REAL_MODEL)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the arithmetic needs to know of a model."""
+
+    layers: int
+    hidden: int
+    inner: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+
+    @property
+    def token_flops(self) -> int:
+        """Of one token through all layers' linears; attention and the output head apart."""
+        attention = self.hidden * (2 * self.heads + 2 * self.kv_heads) * self.head_dim
+        return 2 * self.layers * (attention + 3 * self.hidden * self.inner)
+
+    @property
+    def head_flops(self) -> int:
+        """Of one sampled token through the output head."""
+        return 2 * self.hidden * self.vocabulary
+
+    def attention_flops(self, context: int) -> int:
+        """Of one query token over `context` keys, all layers."""
+        return 4 * self.layers * self.heads * self.head_dim * context
+
+    def kv_token_bytes(self, element_bytes: int) -> int:
+        """KV of one token, all layers."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * element_bytes
+
+
+def shape_of(checkpoint: Path) -> Shape:
+    """The shape that a checkpoint's config tells."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    heads = config["num_attention_heads"]
+    return Shape(
+        layers=config["num_hidden_layers"],
+        hidden=config["hidden_size"],
+        inner=config["intermediate_size"],
+        heads=heads,
+        kv_heads=config["num_key_value_heads"],
+        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+        vocabulary=config["vocab_size"],
+    )
+
+
+def checkpoint(name: str, folder: Path) -> Path:
+    """The checkpoint of a model, made or fetched into `folder` the first time."""
+    if name == RANDOM_MODEL:
+        return _random_llama(folder / RANDOM_MODEL)
+    sys.path.insert(0, str(CHECKOUT / "examples"))
+    from fetch_smollm2 import default_cache, fetch
+
+    return fetch(default_cache())
+
+
+def _random_llama(target: Path) -> Path:
+    """A Llama of seeded random weights with a byte-level tokenizer of two- and three-letter tokens."""
+    if target.is_dir():
+        return target
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=8192,
+        hidden_size=1024,
+        intermediate_size=2816,
+        num_hidden_layers=16,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        max_position_embeddings=2048,
+        tie_word_embeddings=False,
+        initializer_range=0.04,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    partial = target.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    LlamaForCausalLM(config).eval().save_pretrained(partial)
+    _letters_tokenizer(config.vocab_size).save_pretrained(partial)
+    partial.rename(target)
+    return target
+
+
+def _letters_tokenizer(size: int):  # type: ignore[no-untyped-def]  # transformers is untyped
+    """A byte-level BPE of exactly `size` tokens, made without training: bytes, then pairs and triples of letters."""
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+    from tokenizers.models import BPE
+    from transformers import PreTrainedTokenizerFast
+
+    names = ["<pad>", "<s>", "</s>", "<unk>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    pairs = [(first, second) for first in letters for second in letters]
+    triples = [(first + second, third) for first, second in pairs for third in letters]
+    merges = (pairs + triples)[: size - len(names)]
+    names += [left + right for left, right in merges]
+    tokenizer = Tokenizer(BPE(vocab={name: at for at, name in enumerate(names)}, merges=merges, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+    )
