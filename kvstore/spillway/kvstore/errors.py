@@ -1,0 +1,37 @@
+"""The errors a caller of the store can see. A lost, late or damaged block is never one of them: that is a miss."""
+
+
+class KVStoreError(Exception):
+    """Root of every error that this part raises on purpose."""
+
+
+class ConfigError(KVStoreError, ValueError):
+    """A setting cannot work: the message names the setting and the values that would."""
+
+
+class BlockBufferError(KVStoreError, ValueError):
+    """A buffer handed to the store has the wrong length, is not contiguous, or must be writable and is not."""
+
+
+class TokenIdError(KVStoreError, ValueError):
+    """A token id does not fit an unsigned 32-bit integer."""
+
+
+class StoreClosedError(KVStoreError):
+    """The store was used after ``close``."""
+
+
+class MountError(KVStoreError):
+    """The disk directory cannot be used: not a directory, not writable, or its books are unreadable."""
+
+
+class MountBusyError(MountError):
+    """Every share of the disk directory is held by a living store; the message names the holders."""
+
+
+class MountMismatchError(MountError):
+    """Living stores share the directory under another budget or another number of sharers."""
+
+
+class ConservationError(KVStoreError):
+    """The books of the store do not add up: a defect in the store, found by ``check``."""

@@ -1,0 +1,1 @@
+"""Where blocks are: which tier of which node."""

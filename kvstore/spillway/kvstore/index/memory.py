@@ -1,0 +1,69 @@
+"""The embedded index: one dictionary, this node's tiers only."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Sequence
+
+from ..identity import BlockHash
+from .base import BlockIndex, Location
+
+
+class MemoryIndex(BlockIndex):
+    """Block → bit set of tiers. Bits go by the order in which tiers were first named, the nearest first.
+
+    Lookups take no lock: a dictionary read is atomic, and an answer is a snapshot without promise in any case.
+    """
+
+    def __init__(self, tiers: Sequence[str] = ()) -> None:
+        self._lock = threading.Lock()
+        self._bits: dict[BlockHash, int] = {}
+        self._tiers: list[str] = list(tiers)
+
+    def publish(self, tier: str, blocks: Sequence[BlockHash]) -> None:
+        """See `BlockIndex.publish`."""
+        with self._lock:
+            if tier not in self._tiers:
+                self._tiers.append(tier)
+            bit = self._mask((tier,))
+            for block in blocks:
+                self._bits[block] = self._bits.get(block, 0) | bit
+
+    def withdraw(self, tier: str, blocks: Sequence[BlockHash]) -> None:
+        """See `BlockIndex.withdraw`."""
+        with self._lock:
+            keep = ~self._mask((tier,))
+            for block in blocks:
+                left = self._bits.get(block, 0) & keep
+                if left:
+                    self._bits[block] = left
+                else:
+                    self._bits.pop(block, None)
+
+    def locate(self, block: BlockHash) -> tuple[Location, ...]:
+        """See `BlockIndex.locate`."""
+        bits = self._bits.get(block, 0)
+        return tuple(Location(tier) for position, tier in enumerate(self._tiers) if bits >> position & 1)
+
+    def longest_prefix(self, blocks: Sequence[BlockHash], among: Collection[str]) -> int:
+        """See `BlockIndex.longest_prefix`."""
+        mask = self._mask(among)
+        bits = self._bits
+        for count, block in enumerate(blocks):
+            if not bits.get(block, 0) & mask:
+                return count
+        return len(blocks)
+
+    def snapshot(self, tier: str) -> frozenset[BlockHash]:
+        """See `BlockIndex.snapshot`."""
+        mask = self._mask((tier,))
+        with self._lock:
+            return frozenset(block for block, bits in self._bits.items() if bits & mask)
+
+    def close(self) -> None:
+        """See `BlockIndex.close`."""
+        with self._lock:
+            self._bits.clear()
+
+    def _mask(self, tiers: Collection[str]) -> int:
+        return sum(1 << position for position, tier in enumerate(self._tiers) if tier in tiers)

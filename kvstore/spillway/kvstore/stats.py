@@ -1,0 +1,126 @@
+"""What the store counts, and the snapshot of it that callers see."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from dataclasses import dataclass, field
+
+_BUCKETS = 28
+
+
+@dataclass(frozen=True, slots=True)
+class Latencies:
+    """A histogram: ``counts[i]`` operations took less than 2**i microseconds (and not less than half of that)."""
+
+    counts: tuple[int, ...] = (0,) * _BUCKETS
+    total_s: float = 0.0
+
+    @property
+    def operations(self) -> int:
+        """How many operations were timed."""
+        return sum(self.counts)
+
+    def quantile_s(self, share: float) -> float:
+        """The time that ``share`` of the operations stayed under, rounded up to a power of two; 0 if none."""
+        target = share * self.operations
+        seen = 0
+        for power, count in enumerate(self.counts):
+            seen += count
+            if seen >= target and seen:
+                return float(1 << power) * 1e-6
+        return 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TierStats:
+    """One tier. Counts are since the store was opened; ``blocks`` and the byte figures are of now.
+
+    ``hits``: blocks delivered to a caller, verified. ``misses``: loads that gave no block, by reason.
+    ``verify_failures``: those of them where the bytes or the header were not what was asked for.
+    ``stores``: blocks taken in. ``drops``: blocks not taken in or given up before a lower tier had them, by reason.
+    """
+
+    blocks: int
+    bytes: int
+    budget_bytes: int
+    foreign_blocks: int
+    hits: int
+    misses: dict[str, int]
+    verify_failures: int
+    stores: int
+    drops: dict[str, int]
+    evictions: int
+    foreign_evictions: int
+    loaded_bytes: int
+    stored_bytes: int
+    load_latency: Latencies
+    store_latency: Latencies
+    breaker: str
+    breaker_trips: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStats:
+    """The whole store. ``misses``: blocks asked for that no tier delivered."""
+
+    tiers: dict[str, TierStats]
+    puts: int
+    put_drops: int
+    gets: int
+    hits: int
+    misses: int
+    queued_writes: int
+    queued_reads: int
+
+
+@dataclass(slots=True)
+class TierCounters:
+    """The counters behind `TierStats`. Thread-safe."""
+
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    hits: int = 0
+    stores: int = 0
+    loaded_bytes: int = 0
+    stored_bytes: int = 0
+    misses: Counter[str] = field(default_factory=Counter)
+    drops: Counter[str] = field(default_factory=Counter)
+    _loads: list[int] = field(default_factory=lambda: [0] * _BUCKETS)
+    _stores: list[int] = field(default_factory=lambda: [0] * _BUCKETS)
+    _load_s: float = 0.0
+    _store_s: float = 0.0
+
+    def hit(self, length: int, seconds: float) -> None:
+        """A verified block of ``length`` bytes was delivered in ``seconds``."""
+        with self._lock:
+            self.hits += 1
+            self.loaded_bytes += length
+            self._loads[_bucket(seconds)] += 1
+            self._load_s += seconds
+
+    def miss(self, reason: str) -> None:
+        """A load gave no block."""
+        with self._lock:
+            self.misses[reason] += 1
+
+    def stored(self, length: int, seconds: float) -> None:
+        """A block of ``length`` bytes was taken in, in ``seconds``."""
+        with self._lock:
+            self.stores += 1
+            self.stored_bytes += length
+            self._stores[_bucket(seconds)] += 1
+            self._store_s += seconds
+
+    def drop(self, reason: str) -> None:
+        """A block was not taken in, or given up."""
+        with self._lock:
+            self.drops[reason] += 1
+
+    def latencies(self) -> tuple[Latencies, Latencies]:
+        """Load and store latencies so far."""
+        with self._lock:
+            return Latencies(tuple(self._loads), self._load_s), Latencies(tuple(self._stores), self._store_s)
+
+
+def _bucket(seconds: float) -> int:
+    return min(_BUCKETS - 1, int(seconds * 1e6).bit_length())

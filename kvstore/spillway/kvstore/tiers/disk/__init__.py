@@ -1,0 +1,1 @@
+"""Blocks in segment files on a disk."""

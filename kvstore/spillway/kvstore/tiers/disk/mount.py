@@ -1,0 +1,221 @@
+"""Who may use how much of a disk directory.
+
+One budget belongs to the directory, whatever number of processes use it: it is cut into as many equal **shares** as the
+configuration names sharers, and a store holds one share, under a file lock that the kernel lifts when the process dies.
+
+    directory/mount.json          the budget and the number of sharers that living stores agree on
+    directory/mount.lock          held while shares are handed out
+    directory/share-00/owner.lock held for as long as a store lives; names its process
+    directory/share-00/share.json whose blocks they were last, and the generation
+    directory/share-00/segment-000000.kv …
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from ...errors import ConfigError, MountBusyError, MountError, MountMismatchError
+from ...identity import KVIdentity
+
+_Books = TypeVar("_Books", bound=msgspec.Struct)
+
+_SHARE_RESERVE_BYTES = 64 << 10
+"""Kept back per share for its books, locks and directories."""
+
+
+class MountBooks(msgspec.Struct, frozen=True):
+    """``mount.json``."""
+
+    budget_bytes: int
+    sharers: int
+
+
+class ShareBooks(msgspec.Struct, frozen=True):
+    """``share.json``: readable, so that a person can tell whose blocks a directory holds."""
+
+    generation: int
+    identity_digest: str
+    weights_digest: str = ""
+    kv_dtype: str = ""
+    tensor_rank: int = 0
+    tensor_size: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A share that this process holds. ``generation`` is higher than any that wrote to it before."""
+
+    directory: Path
+    budget_bytes: int
+    generation: int
+    lock: int
+
+    def segment_paths(self) -> list[Path]:
+        """Segment files, oldest first."""
+        return sorted(self.directory.glob("segment-*.kv"))
+
+    def next_segment_path(self) -> Path:
+        """A name that no segment has."""
+        paths = self.segment_paths()
+        number = int(paths[-1].stem.removeprefix("segment-")) + 1 if paths else 0
+        return self.directory / f"segment-{number:06d}.kv"
+
+    def allocated_bytes(self) -> int:
+        """Bytes of all segment files, allocated or promised, whichever is more."""
+        total = 0
+        for path in self.directory.glob("segment-*"):
+            status = path.stat()
+            total += max(status.st_blocks * 512, status.st_size)
+        return total
+
+    def release(self) -> None:
+        """Let another store have the share."""
+        os.close(self.lock)
+
+
+def open_share(directory: Path, budget_bytes: int, sharers: int, identity: KVIdentity) -> Share:
+    """Take a share of ``directory``: the one that held this identity last, else a fresh one, else the longest unused.
+
+    Raises `MountBusyError` if living stores hold all shares, `MountMismatchError` if they run under another budget or
+    number of sharers, `MountError` if the directory cannot be used.
+    """
+    share_budget = budget_bytes // sharers - _SHARE_RESERVE_BYTES
+    if share_budget <= 0:
+        raise ConfigError(f"a disk budget of {budget_bytes} bytes for {sharers} sharers leaves nothing for blocks")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with _mount_lock(directory):
+            return _open_locked(directory, MountBooks(budget_bytes, sharers), share_budget, identity)
+    except OSError as error:
+        raise MountError(f"cannot use {directory} for blocks: {error}") from error
+
+
+def _open_locked(directory: Path, books: MountBooks, share_budget: int, identity: KVIdentity) -> Share:
+    locks, holders = _lock_free_shares(directory, books.sharers)
+    try:
+        _agree(directory, books, holders)
+        if not locks:
+            raise MountBusyError(
+                f"all {books.sharers} shares of {directory} are in use by {', '.join(sorted(holders.values()))}; raise "
+                "disk_sharers for more stores on one directory, or give this one its own"
+            )
+        for extra in directory.glob("share-[0-9][0-9]"):
+            if extra not in locks and extra not in holders:
+                shutil.rmtree(extra)
+        for path in locks:
+            _shrink(path, share_budget)
+        chosen = min(locks, key=lambda path: _preference(path, identity))
+        lock = locks.pop(chosen)
+    finally:
+        for descriptor in locks.values():
+            os.close(descriptor)
+    try:
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"process {os.getpid()}".encode(), 0)
+        known = _read(chosen / "share.json", ShareBooks)
+        generation = (known.generation if known else 0) + 1
+        _write(
+            chosen / "share.json",
+            ShareBooks(
+                generation,
+                identity.digest().hex(),
+                identity.weights_digest,
+                identity.kv_dtype,
+                identity.tensor_rank,
+                identity.tensor_size,
+            ),
+        )
+    except BaseException:
+        os.close(lock)
+        raise
+    return Share(chosen, share_budget, generation, lock)
+
+
+def _lock_free_shares(directory: Path, sharers: int) -> tuple[dict[Path, int], dict[Path, str]]:
+    """Lock every share that nobody holds; the locks, and who holds each other share."""
+    wanted = {directory / f"share-{number:02d}" for number in range(sharers)}
+    locks: dict[Path, int] = {}
+    holders: dict[Path, str] = {}
+    for path in sorted(wanted | set(directory.glob("share-[0-9][0-9]"))):
+        path.mkdir(exist_ok=True)
+        descriptor = os.open(path / "owner.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holders[path] = os.pread(descriptor, 64, 0).decode(errors="replace") or "a process"
+            os.close(descriptor)
+        else:
+            if path in wanted:
+                locks[path] = descriptor
+            else:
+                os.close(descriptor)
+    return locks, holders
+
+
+def _agree(directory: Path, books: MountBooks, holders: dict[Path, str]) -> None:
+    known = _read(directory / "mount.json", MountBooks)
+    if known == books:
+        return
+    if known is not None and holders:
+        raise MountMismatchError(
+            f"{directory} is in use with a budget of {known.budget_bytes} bytes for {known.sharers} sharers, "
+            f"not {books.budget_bytes} for {books.sharers}"
+        )
+    _write(directory / "mount.json", books)
+
+
+def _preference(path: Path, identity: KVIdentity) -> tuple[int, float]:
+    known = _read(path / "share.json", ShareBooks)
+    if known is None:
+        return (1, 0.0)
+    if known.identity_digest == identity.digest().hex():
+        return (0, 0.0)
+    return (2, (path / "share.json").stat().st_mtime)
+
+
+def _shrink(path: Path, budget_bytes: int) -> None:
+    """Delete unfinished files, then the newest segments until the rest is within budget."""
+    for unfinished in path.glob("segment-*.new"):
+        unfinished.unlink()
+    segments = sorted(path.glob("segment-*.kv"))
+    total = sum(segment.stat().st_size for segment in segments)
+    while total > budget_bytes:
+        last = segments.pop()
+        total -= last.stat().st_size
+        last.unlink()
+
+
+@contextmanager
+def _mount_lock(directory: Path) -> Iterator[None]:
+    descriptor = os.open(directory / "mount.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _read(path: Path, kind: type[_Books]) -> _Books | None:
+    """The books in ``path``; None if there are none, or what there is was torn: they can be rebuilt."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None
+
+
+def _write(path: Path, books: msgspec.Struct) -> None:
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        file.write(msgspec.json.encode(books))
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
