@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from spillway.api.errors import SpillwayError
 
-class ModelError(Exception):
-    """Root of every error about a model, its checkpoint or its tokenizer. The message says what to change."""
+
+class ModelError(SpillwayError):
+    """Root of every error about a model, its checkpoint or its tokenizer."""
 
 
 class UnsupportedModelError(ModelError):
