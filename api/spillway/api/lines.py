@@ -7,13 +7,14 @@ line that two programs read differently is a line that nobody can check.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from pydantic import ValidationError
 
 from spillway.api import unsupported
-from spillway.api.bodies import ChatBody, CompletionBody
+from spillway.api.bodies import ChatBody, CompletionBody, Message
 from spillway.api.errors import ErrorCode, LineError
 
 MAX_LINE_BYTES = 8 * 1024 * 1024
@@ -27,6 +28,10 @@ Url = Literal["/v1/completions", "/v1/chat/completions"]
 Body = CompletionBody | ChatBody
 
 _ENVELOPE = ("custom_id", "method", "url", "body")
+_ENVELOPE_SET = frozenset(_ENVELOPE)
+_CHAT_FIELDS = frozenset(ChatBody.model_fields)
+_COMPLETION_FIELDS = frozenset(CompletionBody.model_fields)
+_MESSAGE_FIELDS = frozenset(Message.model_fields)
 _BRANCHES = frozenset(("text", "list", "texts", "tokens", "token_lists"))
 """Tags of the unions in bodies.py, which pydantic puts into the path of a field."""
 
@@ -79,7 +84,7 @@ def usable_custom_id(fields: dict[str, Any]) -> str | None:
 def _parse_json(raw: bytes) -> dict[str, Any]:
     try:
         text = raw.decode("utf-8")
-        value = json.loads(text, object_pairs_hook=_object_without_repeats)
+        value = _DECODER.decode(text)
         if "\\ud" in text or "\\uD" in text:  # only escapes can smuggle a lone surrogate into decoded UTF-8
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError as error:
@@ -108,13 +113,17 @@ def _object_without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
+_DECODER = json.JSONDecoder(object_pairs_hook=_object_without_repeats)
+
+
 def _check_envelope(fields: dict[str, Any]) -> Url:
-    for name in fields:
-        if name not in _ENVELOPE:
-            raise _Refused(ErrorCode.UNKNOWN_PARAMETER, f"unknown field {_quoted(name)} beside the body", _clip(name))
-    for name in _ENVELOPE:
-        if name not in fields:
-            raise _Refused(ErrorCode.MISSING_PARAMETER, f"{name} is missing", name)
+    if fields.keys() != _ENVELOPE_SET:
+        for name in fields:
+            if name not in _ENVELOPE_SET:
+                message = f"unknown field {_quoted(name)} beside the body"
+                raise _Refused(ErrorCode.UNKNOWN_PARAMETER, message, _clip(name))
+        missing = next(name for name in _ENVELOPE if name not in fields)
+        raise _Refused(ErrorCode.MISSING_PARAMETER, f"{missing} is missing", missing)
     if usable_custom_id(fields) is None:
         message = f"custom_id must be a string of 1 to {MAX_CUSTOM_ID_CHARS} characters"
         raise _Refused(ErrorCode.INVALID_REQUEST, message, "custom_id")
@@ -130,42 +139,42 @@ def _check_envelope(fields: dict[str, Any]) -> Url:
 def _parse_body(url: Url, fields: dict[str, Any]) -> Body:
     model = ChatBody if url == CHAT_URL else CompletionBody
     table = unsupported.CHAT if url == CHAT_URL else unsupported.COMPLETION
-    name = unsupported.unsupported_field(fields, table)
-    if name is not None:
-        raise _Refused(ErrorCode.UNSUPPORTED_PARAMETER, f"{name} is not supported, or not with this value", name)
-    known = {}
-    for name, value in fields.items():
-        if name in model.model_fields:
-            known[name] = value
-        elif name not in table:
-            raise _Refused(ErrorCode.UNKNOWN_PARAMETER, f"unknown parameter {_quoted(name)}", _clip(name))
-    if "messages" in known:
-        known["messages"] = _supported_messages(known["messages"])
+    known = _CHAT_FIELDS if url == CHAT_URL else _COMPLETION_FIELDS
+    if not fields.keys() <= known:
+        fields = _without_harmless(fields, table)
+        for name in fields:
+            if name not in known:
+                raise _Refused(ErrorCode.UNKNOWN_PARAMETER, f"unknown parameter {_quoted(name)}", _clip(name))
+    if isinstance(messages := fields.get("messages"), list):
+        fields["messages"] = [_supported_message(row, index) for index, row in enumerate(messages)]
     try:
-        return model.model_validate(known)
+        return model.model_validate(fields)
     except ValidationError as error:
         raise _from_pydantic(error) from None
 
 
-def _supported_messages(messages: Any) -> Any:
-    """Messages without the fields that ask for nothing; other shapes are left for the model to refuse."""
-    if not isinstance(messages, list):
-        return messages
-    return [_supported_message(row, index) if isinstance(row, dict) else row for index, row in enumerate(messages)]
-
-
-def _supported_message(fields: dict[str, Any], index: int) -> dict[str, Any]:
-    name = unsupported.unsupported_field(fields, unsupported.MESSAGE)
+def _without_harmless(fields: dict[str, Any], table: Mapping[str, tuple[Any, ...]], path: str = "") -> dict[str, Any]:
+    """The fields less those that ask for nothing; refuses those that ask for something unsupported."""
+    name = unsupported.unsupported_field(fields, table)
     if name is not None:
-        param = f"messages[{index}].{name}"
-        raise _Refused(ErrorCode.UNSUPPORTED_PARAMETER, f"{param} is not supported", param)
-    content = fields.get("content")
+        message = f"{path}{name} is not supported, or not with this value"
+        raise _Refused(ErrorCode.UNSUPPORTED_PARAMETER, message, path + name)
+    return {name: value for name, value in fields.items() if name not in table}
+
+
+def _supported_message(row: Any, index: int) -> Any:
+    """The message less fields that ask for nothing; what is no message at all is left for the model to refuse."""
+    if not isinstance(row, dict):
+        return row
+    if not row.keys() <= _MESSAGE_FIELDS:
+        row = _without_harmless(row, unsupported.MESSAGE, f"messages[{index}].")
+    content = row.get("content")
     for number, part in enumerate(content if isinstance(content, list) else ()):
         kind = part.get("type") if isinstance(part, dict) else None
         if isinstance(kind, str) and kind in unsupported.CONTENT_TYPES:
             param = f"messages[{index}].content[{number}].type"
             raise _Refused(ErrorCode.UNSUPPORTED_PARAMETER, f"content of type {kind} is not supported", param)
-    return {name: value for name, value in fields.items() if name not in unsupported.MESSAGE}
+    return row
 
 
 def _from_pydantic(error: ValidationError) -> _Refused:

@@ -110,8 +110,9 @@ class _Collector:
     def table(self, source: InputFile) -> LineTable:
         """The finished table; lines whose custom_id was taken get their error here."""
         lines = np.zeros(len(self._offsets), dtype=LINE_DTYPE)
-        lines["offset"], lines["length"], lines["number"] = self._offsets, self._lengths, self._numbers
-        valid = np.array(self._valid, dtype=bool)
+        for name, column in (("offset", self._offsets), ("length", self._lengths), ("number", self._numbers)):
+            lines[name] = np.frombuffer(column, dtype=LINE_DTYPE[name])
+        valid = np.array(np.frombuffer(self._valid, dtype=bool))
         runnable = np.flatnonzero(valid).astype(np.uint32)
         for index in self._repeated_names():
             if valid[index]:

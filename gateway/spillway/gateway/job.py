@@ -31,7 +31,7 @@ from spillway.api.errors import (
     LineError,
 )
 from spillway.api.lines import BatchLine, Body, Url, parse_line
-from spillway.api.results import BodyHead, line_ids, result_line
+from spillway.api.results import BodyHead, LineIds, line_ids, result_line
 from spillway.gateway.durable import remove
 from spillway.gateway.intake import decode_error, encode_error, take_in
 from spillway.gateway.ledger import Ledger, LedgerRepairs
@@ -76,6 +76,12 @@ class JobCounts:
         return self.total - self.completed - self.failed
 
 
+@dataclass(frozen=True, slots=True)
+class _LineName:
+    custom_id: str
+    ids: LineIds
+
+
 class Job:
     """One batch file on its way to an output and an error file.
 
@@ -87,7 +93,7 @@ class Job:
         self.paths = paths
         self.digest = manifest.digest()
         self._manifest, self._lock, self._source = manifest, lock, source
-        self._under_way: dict[int, tuple[str, Url]] = {}
+        self._under_way: dict[int, _LineName] = {}
         self._table: LineTable | None = None
         self._ledger: Ledger | None = None
         self._codes: Counter[str] = Counter()
@@ -175,8 +181,8 @@ class Job:
         """
         if self._ledger is None or self._ledger.has(index):
             return False
-        custom_id, url = self._name(index)
-        payload = result_line(line_ids(self.digest, index, custom_id, url), custom_id, body)
+        name = self._name(index)
+        payload = result_line(name.ids, name.custom_id, body)
         recorded = self._ledger.append(Record(index, RecordKind.RESULT, payload))
         self._under_way.pop(index, None)
         return recorded
@@ -185,8 +191,7 @@ class Job:
         """Records why a line has no result; its number and custom_id are filled in here. Else as `complete`."""
         if self._ledger is None or self._table is None or self._ledger.has(index):
             return False
-        custom_id, _ = self._name(index)
-        error = replace(error, custom_id=custom_id, line=int(self._table.lines[index]["number"]))
+        error = replace(error, custom_id=self._name(index).custom_id, line=int(self._table.lines[index]["number"]))
         recorded = self._ledger.append(Record(index, RecordKind.ERROR, encode_error(error)))
         self._codes[str(error.code)] += int(recorded)
         self._under_way.pop(index, None)
@@ -221,9 +226,8 @@ class Job:
 
     def _pending_line(self, index: int) -> PendingLine:
         line = self._parse(index)
-        self._under_way[index] = (line.custom_id, line.url)
-        ids = line_ids(self.digest, index, line.custom_id, line.url)
-        head = BodyHead(ids.body, self.created, line.body.model)
+        name = self._under_way[index] = self._name_of(index, line)
+        head = BodyHead(name.ids.body, self.created, line.body.model)
         return PendingLine(index, line.custom_id, line.url, line.body, line.line_number, head)
 
     def _parse(self, index: int) -> BatchLine:
@@ -238,12 +242,13 @@ class Job:
             )
         return line
 
-    def _name(self, index: int) -> tuple[str, Url]:
-        """custom_id and url of a line: known if it came from `pending`, else read again."""
-        if index not in self._under_way:
-            line = self._parse(index)
-            return line.custom_id, line.url
-        return self._under_way[index]
+    def _name(self, index: int) -> _LineName:
+        """What a line is called: known if it came from `pending`, else read again."""
+        known = self._under_way.get(index)
+        return self._name_of(index, self._parse(index)) if known is None else known
+
+    def _name_of(self, index: int, line: BatchLine) -> _LineName:
+        return _LineName(line.custom_id, line_ids(self.digest, index, line.custom_id, line.url))
 
 
 def _resumable(paths: JobPaths, source: InputFile, options: JobOptions, progress: Progress | None) -> Manifest | None:

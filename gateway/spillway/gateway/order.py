@@ -51,11 +51,11 @@ def prompt_bytes(body: ChatBody | CompletionBody) -> tuple[int, bytes]:
     return _TOKEN_SEED, array("i", chain.from_iterable(prompts)).tobytes()
 
 
-def prefix_keys(seed: int, prompt: bytes) -> npt.NDArray[np.uint32]:
-    """Hashes of the prompt's prefixes at each boundary within it, and of the whole at the end: `[levels + 1]`."""
+def prefix_keys(seed: int, prompt: bytes) -> array[int]:
+    """32-bit hashes of the prompt's prefixes at each boundary within it, and of the whole at the end."""
     state = xxhash.xxh3_64(seed=seed)
     view = memoryview(prompt)
-    keys, done = [], 0
+    keys, done = array("I"), 0
     for boundary in BOUNDARIES:
         if boundary > len(prompt):
             break
@@ -65,13 +65,13 @@ def prefix_keys(seed: int, prompt: bytes) -> npt.NDArray[np.uint32]:
     state.update(view[done:])
     state.update(b"end")
     keys.append(state.intdigest() & _MASK)
-    return np.array(keys, dtype=np.uint32)
+    return keys
 
 
 class PrefixOrder:
     """Collects keys line by line into a file, then orders.
 
-    Memory: 1 byte a line while collecting; while ordering up to about 120 bytes for each line that shares a prefix.
+    Memory: 1 byte a line while collecting; while ordering about 60 bytes, and the keys as far as the kernel keeps them.
     """
 
     def __init__(self, scratch: BinaryIO) -> None:
@@ -95,8 +95,7 @@ class PrefixOrder:
             return np.zeros(0, dtype=np.uint32)
         self._scratch.flush()
         keys = np.memmap(self._scratch, dtype=np.uint32, mode="r")
-        starts = np.zeros(len(levels), dtype=np.int64)
-        np.cumsum(levels[:-1], dtype=np.int64, out=starts[1:])
+        starts = np.cumsum(levels, dtype=np.int64) - levels
         return _refine(keys, starts, levels)
 
 
@@ -108,25 +107,45 @@ def _refine(
     `group[line]` is the place in the final order where the line's group begins. Whoever is alone in a group, or has run
     out of levels (then the whole group is one and the same prompt), is finished.
     """
-    group = np.zeros(len(levels), dtype=np.int64)
-    active = np.arange(len(levels), dtype=np.int64)
+    group = np.zeros(len(levels), dtype=np.int32)
+    active = np.arange(len(levels), dtype=np.int32)
     level = 0
     while len(active):
-        combined = (group[active] << 32) | keys[starts[active] + level]
-        by_key = np.argsort(combined, kind="stable")
-        fresh = np.concatenate(([True], np.diff(combined[by_key]) != 0))
-        number = np.cumsum(fresh) - 1
-        subgroup = np.empty(len(active), dtype=np.int64)
-        subgroup[by_key] = number
-        first_seen, parent = active[by_key[fresh]], group[active[by_key[fresh]]]
-        sizes = np.bincount(number)
-        in_order = np.lexsort((first_seen, parent))
-        before = np.cumsum(sizes[in_order]) - sizes[in_order]
-        same_parent = np.concatenate(([0], np.flatnonzero(np.diff(parent[in_order])) + 1))
-        base = np.repeat(before[same_parent], np.diff(np.append(same_parent, len(in_order))))
-        begins = np.empty(len(sizes), dtype=np.int64)
-        begins[in_order] = parent[in_order] + before - base
-        group[active] = begins[subgroup]
+        subgroup, first, sizes = _split(group[active], keys[starts[active] + level])
+        group[active] = _begins(group[active[first]], active[first], sizes)[subgroup]
         level += 1
         active = active[(sizes[subgroup] > 1) & (levels[active] > level)]
     return np.argsort(group, kind="stable").astype(np.uint32)
+
+
+def _split(
+    parent: npt.NDArray[np.int32], key: npt.NDArray[np.uint32]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """Lines of the same parent and key form a subgroup; these are numbered by (parent, key).
+
+    Returns per line its subgroup, per subgroup its first line and its size.
+    """
+    combined = (parent.astype(np.uint64) << np.uint64(32)) | key
+    by_key = np.argsort(combined, kind="stable").astype(np.int32)
+    combined = combined[by_key]
+    fresh = np.ones(len(combined), dtype=bool)
+    np.not_equal(combined[1:], combined[:-1], out=fresh[1:])
+    del combined
+    number = np.cumsum(fresh, dtype=np.int32) - np.int32(1)
+    subgroup = np.empty(len(number), dtype=np.int32)
+    subgroup[by_key] = number
+    return subgroup, by_key[fresh], np.bincount(number).astype(np.int32)
+
+
+def _begins(
+    parent: npt.NDArray[np.int32], first_seen: npt.NDArray[np.int32], sizes: npt.NDArray[np.int32]
+) -> npt.NDArray[np.int32]:
+    """Where each subgroup begins: siblings share out their parent's range in order of first appearance."""
+    in_order = np.lexsort((first_seen, parent)).astype(np.int32)
+    ordered = parent[in_order]
+    before = np.cumsum(sizes[in_order], dtype=np.int32) - sizes[in_order]
+    eldest = np.flatnonzero(np.diff(ordered, prepend=np.int32(-1)))
+    base = np.repeat(before[eldest], np.diff(eldest, append=len(ordered)))
+    begins = np.empty(len(sizes), dtype=np.int32)
+    begins[in_order] = ordered + before - base
+    return begins
