@@ -1,0 +1,176 @@
+"""The door: `spillway run`, `spillway size`. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import StrEnum
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+# torch's and numba's threads share the cores: a pool that spins while the other works makes both crawl. It must be
+# settled before either is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("NUMBA_THREADING_LAYER", "workqueue")
+
+import typer
+
+from spillway.api.errors import SpillwayError
+from spillway.cli.sizes import parse_size
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+
+
+class Dtype(StrEnum):
+    """Element type of weights and KV."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+class Device(StrEnum):
+    """Where the model runs."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"spillway {version('spillway')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Offline LLM batch inference whose KV cache outgrows the GPU."""
+
+
+@app.command()
+def run(
+    model: Annotated[str, typer.Option(help="Checkpoint folder (safetensors) or Hugging Face hub id.")],
+    input: Annotated[Path, typer.Option(help="OpenAI Batch file: one JSON request per line.")],  # noqa: A002
+    output: Annotated[
+        Path, typer.Option(help="Where results go, in input order. Progress is kept in OUTPUT.spillway/.")
+    ],
+    errors: Annotated[
+        Path | None, typer.Option(help="Where refused lines go. Default: OUTPUT with .errors before its ending.")
+    ] = None,
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="Element type of weights and KV. Default: float32 on CPU, bfloat16 on CUDA.")
+    ] = None,
+    device: Annotated[Device, typer.Option(help="Where to run.")] = Device.AUTO,
+    device_kv: Annotated[
+        int | None,
+        typer.Option(
+            parser=parse_size,
+            metavar="SIZE",
+            help="KV pool on the device, e.g. 512MiB. Default: a quarter of free memory, at most 4GiB; "
+            "on CUDA most of what is free.",
+        ),
+    ] = None,
+    host_kv: Annotated[
+        int | None,
+        typer.Option(
+            parser=parse_size,
+            metavar="SIZE",
+            help="Host memory that KV spills to; 0 for none. Default: a quarter of free memory, at most 4GiB; "
+            "half on CUDA.",
+        ),
+    ] = None,
+    disk_kv: Annotated[
+        int | None,
+        typer.Option(
+            parser=parse_size,
+            metavar="SIZE",
+            help="Disk space that KV spills to. Default: none, or 16GiB where --disk-dir is given.",
+        ),
+    ] = None,
+    disk_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where KV on disk lives. Given, it is kept and found again by later runs; "
+            "else it lies in the job's folder and goes with it."
+        ),
+    ] = None,
+    block_tokens: Annotated[int, typer.Option(min=1, max=256, help="Tokens in one KV block.")] = 16,
+    max_batch_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens the model runs over in one step. Default: 512 on CPU, 8192 on CUDA."),
+    ] = None,
+    max_batch_size: Annotated[int, typer.Option(min=1, help="Sequences that run at once.")] = 256,
+    seed: Annotated[int, typer.Option(help="Seed of lines that sample without one of their own.")] = 0,
+    report: Annotated[Path | None, typer.Option(help="Write what happened, as JSON.")] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Throw away what an earlier run of this job left, its output included.")
+    ] = False,
+) -> None:
+    """Run a batch file through a model on this machine.
+
+    Results land in OUTPUT when every line has one. Stop it, kill it, pull the plug: the same command goes on where it
+    was, with one result per line. A line that cannot run gets a coded error in ERRORS, and the others run.
+    """
+    # Cheap checks first: a typo in a path should not cost an import of torch.
+    from spillway.gateway.paths import JobPaths
+
+    errors = errors or output.with_name(f"{output.stem}.errors{output.suffix}")
+    paths = JobPaths(input, output, errors)
+    paths.resolved().check()
+    from spillway.cli.run import RunOptions
+    from spillway.cli.run import run as run_job
+
+    options = RunOptions(
+        model=model,
+        paths=paths,
+        dtype=dtype.value if dtype else None,
+        device=device.value,
+        device_kv_bytes=device_kv,
+        host_kv_bytes=host_kv,
+        disk_kv_bytes=disk_kv,
+        disk_dir=disk_dir,
+        block_tokens=block_tokens,
+        max_batch_tokens=max_batch_tokens,
+        max_sequences=max_batch_size,
+        seed=seed,
+        report=report,
+        restart=restart,
+    )
+    raise typer.Exit(run_job(options))
+
+
+@app.command()
+def size(
+    model: Annotated[str, typer.Argument(help="A known model (llama-3.1-8b, …), a checkpoint folder, or a hub id.")],
+    gpu: Annotated[
+        list[str] | None,
+        typer.Option(help="A GPU (A10, H100, …) or its memory (24GiB). Repeat it; default: all known."),
+    ] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Only this dtype, for weights and KV.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """How much KV a model needs and how many tokens fit on which GPU.
+
+    KV bytes per token = 2 · layers · KV heads · head dim · bytes per element.
+    """
+    from spillway.cli.size import find_model, print_sizes
+
+    print_sizes(find_model(model), gpu or [], dtype.value if dtype else None, as_json=json)
+
+
+def main() -> None:
+    """Run the command line; errors of ours become one message and exit status 1."""
+    try:
+        app()
+    except SpillwayError as error:
+        print(f"spillway: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("spillway: interrupted; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,217 @@
+"""`spillway run`: one batch file through one model on this machine."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import psutil
+from rich.console import Console
+
+from spillway.cli.drive import Driver, Tally
+from spillway.cli.progress import RunProgress
+from spillway.cli.report import LineCounts, RunReport
+from spillway.cli.sizes import format_size
+from spillway.gateway.job import Job
+from spillway.gateway.options import JobOptions
+from spillway.gateway.paths import JobPaths
+from spillway.node_agent.checkpoint import Checkpoint
+from spillway.node_agent.completion import LineTranslator
+from spillway.node_agent.load import EngineConfig, LoadedModel, load_engine, pick_device
+
+EXIT_INTERRUPTED = 130
+DEFAULT_DISK_BYTES = 16 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What the user asked for; None where a default is to be found out on this machine."""
+
+    model: str
+    paths: JobPaths
+    dtype: str | None
+    device: str
+    device_kv_bytes: int | None
+    host_kv_bytes: int | None
+    disk_kv_bytes: int | None
+    disk_dir: Path | None
+    block_tokens: int
+    max_batch_tokens: int | None
+    max_sequences: int
+    seed: int
+    report: Path | None
+    restart: bool
+
+
+class StopSignal:
+    """True once the user wants the run to end. A second signal interrupts at once."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+
+    def __call__(self) -> bool:
+        """Whether to stop."""
+        return self.stopped
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        if self.stopped:
+            raise KeyboardInterrupt
+        self.stopped = True
+        print("\nspillway: stopping after this step; once more to stop at once", file=sys.stderr, flush=True)
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Handle SIGINT and SIGTERM inside the context."""
+        former = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
+
+
+def run(options: RunOptions) -> int:
+    """Run the job to its end, or until the user stops it. Returns the exit status.
+
+    Raises:
+        SpillwayError: anything that keeps the job from running, before work is spent.
+    """
+    console = Console(stderr=True)
+    checkpoint = Checkpoint.open(options.model)
+    dtype = options.dtype or _default_dtype(options.device)
+    digest = checkpoint.digest().hex()
+    job_options = JobOptions(digest, dtype, options.seed, restart=options.restart)
+    with Job.open(options.paths, job_options) as job:
+        counts = job.counts()
+        if job.sealed:
+            console.print(
+                f"spillway: already complete: {counts.completed} answered and {counts.failed} refused lines; "
+                f"see {job.paths.output}"
+            )
+            return 0
+        console.print(
+            f"spillway: {counts.total} lines, {counts.failed} refused at the door, "
+            f"{counts.completed} already done; loading {options.model} as {dtype}"
+        )
+        if counts.pending:
+            return _run_job(options, checkpoint, digest, dtype, job, console)
+        job.seal()
+        console.print(f"spillway: nothing left to run; wrote {job.paths.output}")
+        return 0
+
+
+def _run_job(options: RunOptions, checkpoint: Checkpoint, digest: str, dtype: str, job: Job, console: Console) -> int:
+    before, stop = job.counts(), StopSignal()
+    with stop.installed():
+        started = time.monotonic()
+        config = engine_config(options, dtype, job.paths.directory)
+        loaded = load_engine(checkpoint, digest, config)
+        load_s = time.monotonic() - started
+        console.print(_describe(loaded, config))
+        started = time.monotonic()
+        try:
+            tally = _drive(job, loaded, options.seed, stop)
+        finally:
+            run_s = time.monotonic() - started
+            # What the device holds is worth keeping only where a later run can find it.
+            loaded.engine.close(keep=config.disk_kv_bytes > 0 and (options.disk_dir is not None or stop.stopped))
+        counts = job.counts()
+        if not counts.pending:
+            job.seal()
+    report = RunReport(
+        model=options.model,
+        dtype=dtype,
+        device=config.device,
+        lines=LineCounts(counts.total, counts.completed, counts.failed, before.completed + before.failed),
+        load_s=load_s,
+        run_s=run_s,
+        prompt_tokens=tally.prompt_tokens,
+        completion_tokens=tally.completion_tokens,
+        engine=loaded.engine.stats(),
+        block_bytes=loaded.block_bytes,
+        command=tuple(sys.argv),
+    )
+    report.print_summary()
+    if options.report is not None:
+        report.write(options.report)
+    return _say_goodbye(job, console)
+
+
+def _drive(job: Job, loaded: LoadedModel, seed: int, stop: StopSignal) -> Tally:
+    counts = job.counts()
+    translator = LineTranslator(loaded.engine.tokenizer, loaded.limits, seed)
+    with RunProgress(counts.total, counts.completed + counts.failed) as progress:
+        driver = Driver(job, loaded.engine, translator, stop, progress.update)
+        driver.run()
+    return driver.tally
+
+
+def _say_goodbye(job: Job, console: Console) -> int:
+    counts = job.counts()
+    if counts.pending:
+        console.print(
+            f"spillway: stopped with {counts.pending} of {counts.total} lines left; nothing that was finished is lost. "
+            "Run the same command again to go on."
+        )
+        return EXIT_INTERRUPTED
+    console.print(f"spillway: wrote {job.paths.output}" + (f" and {job.paths.errors}" if counts.failed else ""))
+    return 0
+
+
+def engine_config(options: RunOptions, dtype: str, job_directory: Path) -> EngineConfig:
+    """The engine's configuration, with this machine's defaults for what the user left open."""
+    device = pick_device(options.device).type
+    host_memory = psutil.virtual_memory().available
+    device_kv = options.device_kv_bytes
+    if device_kv is None:
+        device_kv = min(4 << 30, host_memory // 4) if device == "cpu" else _free_cuda_bytes()
+    host_kv = options.host_kv_bytes
+    if host_kv is None:
+        host_kv = min(4 << 30, host_memory // 4) if device == "cpu" else host_memory // 2
+    disk_kv = options.disk_kv_bytes
+    if disk_kv is None:
+        disk_kv = (
+            0
+            if options.disk_dir is None
+            else min(DEFAULT_DISK_BYTES, psutil.disk_usage(_existing(options.disk_dir)).free // 2)
+        )
+    return EngineConfig(
+        dtype=dtype,
+        device=device,
+        block_tokens=options.block_tokens,
+        device_kv_bytes=device_kv,
+        host_kv_bytes=host_kv,
+        disk_kv_bytes=disk_kv,
+        disk_dir=(options.disk_dir or job_directory / "kv") if disk_kv else None,
+        max_batch_tokens=options.max_batch_tokens or (512 if device == "cpu" else 8192),
+        max_sequences=options.max_sequences,
+    )
+
+
+def _existing(path: Path) -> str:
+    """The nearest folder that exists, for a directory that may still have to be made."""
+    return str(next(each for each in (path, *path.absolute().parents) if each.exists()))
+
+
+def _default_dtype(device: str) -> str:
+    return "float32" if pick_device(device).type == "cpu" else "bfloat16"
+
+
+def _free_cuda_bytes() -> int:
+    import torch
+
+    free, _ = torch.cuda.mem_get_info()
+    return int(free * 0.8)
+
+
+def _describe(loaded: LoadedModel, config: EngineConfig) -> str:
+    tiers = [f"device {format_size(config.device_kv_bytes)} ({loaded.limits.pool_tokens:,} tokens)"]
+    tiers += [f"host {format_size(config.host_kv_bytes)}"] if config.host_kv_bytes else []
+    tiers += [f"disk {format_size(config.disk_kv_bytes)} in {config.disk_dir}"] if config.disk_kv_bytes else []
+    return f"spillway: KV tiers on {config.device}: {', '.join(tiers)}; {config.max_batch_tokens} tokens a step"

@@ -1,0 +1,107 @@
+"""From a checkpoint and budgets to a running engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from spillway.api.errors import SpillwayError
+from spillway.kvstore import BlockStore, KVIdentity, StoreConfig
+from spillway.node_agent.blocks import BlockManager
+from spillway.node_agent.checkpoint import Checkpoint
+from spillway.node_agent.completion import Limits
+from spillway.node_agent.engine import Engine
+from spillway.node_agent.models.decoder import Decoder
+from spillway.node_agent.models.weights import LoadOptions
+from spillway.node_agent.pool import allocate_pool, block_bytes
+from spillway.node_agent.rank import Rank
+from spillway.node_agent.scheduler import Scheduler, SchedulerConfig
+from spillway.node_agent.tokenizer import Tokenizer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class DeviceError(SpillwayError):
+    """The asked device is not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """How to run a model on this machine. Budgets in bytes; a tier with a budget of zero does not exist."""
+
+    dtype: str
+    device: str
+    block_tokens: int
+    device_kv_bytes: int
+    host_kv_bytes: int
+    disk_kv_bytes: int
+    disk_dir: Path | None
+    max_batch_tokens: int
+    max_sequences: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A running engine and what its lines must keep to."""
+
+    engine: Engine
+    limits: Limits
+    block_bytes: int
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` is CUDA where there is one.
+
+    Raises:
+        DeviceError: ``cuda`` was asked for and is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise DeviceError("no CUDA device is visible to torch", "Run with --device cpu, or check the driver.")
+    return torch.device(name)
+
+
+def load_engine(checkpoint: Checkpoint, weights_digest: str, config: EngineConfig) -> LoadedModel:
+    """Load the weights, allocate the pool, open the store.
+
+    Raises:
+        ModelError: the checkpoint cannot be used.
+        PoolTooSmallError: the device budget holds no useful number of blocks.
+        DeviceError: the device is not there.
+        StoreError: the disk directory cannot be used.
+    """
+    device, dtype, spec = pick_device(config.device), DTYPES[config.dtype], checkpoint.spec
+    tokenizer = Tokenizer.load(checkpoint.folder)
+    shape = (spec.layers, 2, spec.kv_heads, config.block_tokens, spec.head_dim)
+    pool = allocate_pool(config.device_kv_bytes, shape, dtype, device)
+    identity = KVIdentity(
+        weights_digest=weights_digest,
+        kv_dtype=config.dtype,
+        kv_quantization="none",
+        block_tokens=config.block_tokens,
+        layers=(0, spec.layers),
+        tensor_rank=0,
+        tensor_size=1,
+        positions_digest=spec.positions_digest().hex(),
+    )
+    decoder = Decoder.load(checkpoint, LoadOptions(dtype=dtype, device=device))
+    store = None
+    if config.host_kv_bytes or config.disk_kv_bytes:
+        store = BlockStore.open(
+            StoreConfig(
+                block_bytes(shape, dtype),
+                identity,
+                host_bytes=config.host_kv_bytes,
+                disk_bytes=config.disk_kv_bytes,
+                disk_dir=config.disk_dir,
+            )
+        )
+    blocks = BlockManager(pool.shape[0], config.block_tokens)
+    limits = SchedulerConfig(config.max_batch_tokens, min(config.max_sequences, config.max_batch_tokens))
+    scheduler = Scheduler(limits, blocks, store, identity.root())
+    engine = Engine(scheduler, Rank(decoder, pool, store), tokenizer, store)
+    limits_of_lines = Limits(spec.max_positions, engine.pool_tokens, spec.vocab)
+    return LoadedModel(engine, limits_of_lines, block_bytes(shape, dtype))

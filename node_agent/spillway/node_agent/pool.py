@@ -1,0 +1,48 @@
+"""The device pool's memory, and how many blocks fit a budget."""
+
+from __future__ import annotations
+
+import mmap
+
+import torch
+
+from spillway.api.errors import SpillwayError
+
+
+class PoolTooSmallError(SpillwayError):
+    """The device KV budget does not hold even a handful of blocks."""
+
+
+MIN_BLOCKS = 4
+
+
+def block_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    """Bytes of one block ``[layers, 2, kv_heads, block_tokens, head_dim]``."""
+    count = dtype.itemsize
+    for size in shape:
+        count *= size
+    return count
+
+
+def allocate_pool(budget_bytes: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A pool ``[num_blocks, *shape]`` of as many blocks as the budget holds.
+
+    On the CPU the pages are huge ones where the system gives them and are backed on first use: resident memory follows
+    the blocks that were ever used, which the block manager hands out from the lowest upwards.
+
+    Raises:
+        PoolTooSmallError: fewer than four blocks fit.
+    """
+    size = block_bytes(shape, dtype)
+    num_blocks = budget_bytes // size
+    if num_blocks < MIN_BLOCKS:
+        raise PoolTooSmallError(
+            f"a device KV budget of {budget_bytes} bytes holds {num_blocks} blocks of {size} bytes",
+            f"Give --device-kv at least {MIN_BLOCKS * size} bytes; `spillway size` prints what a context needs.",
+        )
+    if device.type != "cpu":
+        return torch.zeros((num_blocks, *shape), dtype=dtype, device=device)
+    arena = mmap.mmap(-1, num_blocks * size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        arena.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(arena, dtype=dtype).view(num_blocks, *shape)
