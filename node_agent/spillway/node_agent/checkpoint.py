@@ -173,6 +173,8 @@ def _read_headers(folder: Path) -> dict[str, WeightInfo]:
         try:
             with safe_open(file, framework="pt") as opened:
                 for name in opened.keys():  # noqa: SIM118 - not a dict
+                    if name in weights:
+                        raise CorruptCheckpointError(f"{name} is in {weights[name].file.name} and in {file.name}")
                     view = opened.get_slice(name)
                     weights[name] = WeightInfo(file, tuple(view.get_shape()), str(view.get_dtype()))
         except (OSError, SafetensorError) as error:

@@ -10,6 +10,16 @@ from typing import Any
 from spillway.node_agent.models.errors import UnsupportedModelError
 from spillway.node_agent.models.rope import RotaryPositions, rotary_positions
 
+_SIZES = (
+    "num_hidden_layers",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+    "max_position_embeddings",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class DecoderSpec:
@@ -91,8 +101,11 @@ def base_spec(config: Any, windows: tuple[int | None, ...], **features: bool) ->
     Raises:
         UnsupportedModelError: a setting that cannot be run.
     """
+    for name in _SIZES:
+        if getattr(config, name) < 1:
+            raise UnsupportedModelError(f"the config's {name} must be at least 1, got {getattr(config, name)}")
     heads, kv_heads = int(config.num_attention_heads), int(config.num_key_value_heads)
-    if kv_heads < 1 or heads % kv_heads:
+    if heads % kv_heads:
         raise UnsupportedModelError(f"{heads} query heads cannot share {kv_heads} KV heads evenly")
     if config.hidden_act != "silu":
         raise UnsupportedModelError(f"hidden_act {config.hidden_act!r} is not supported (supported: silu)")
@@ -125,4 +138,6 @@ def windows_by_layer_type(config: Any) -> tuple[int | None, ...]:
     unknown = set(kinds) - {"full_attention", "sliding_attention"}
     if unknown or len(kinds) != config.num_hidden_layers:
         raise UnsupportedModelError(f"layer_types must name full or sliding attention for each layer, got {kinds}")
+    if config.sliding_window is None and "sliding_attention" in kinds:
+        raise UnsupportedModelError("layer_types name sliding attention, but sliding_window is not set")
     return tuple(int(config.sliding_window) if kind == "sliding_attention" else None for kind in kinds)
