@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +41,7 @@ def measured(command: Sequence[str], env: dict[str, str], log: Path, limit_s: fl
     started, peak = time.perf_counter(), 0
     with log.open("w") as out:
         process = subprocess.Popen(
-            command, env=env, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
+            command, env=env, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, process_group=0
         )
     late = False
     while True:
@@ -58,14 +57,3 @@ def measured(command: Sequence[str], env: dict[str, str], log: Path, limit_s: fl
     wall = time.perf_counter() - started
     peak = max(peak, usage.ru_maxrss * 1024)
     return Measured(None if late else process.returncode, wall, usage.ru_utime + usage.ru_stime, peak)
-
-
-@contextlib.contextmanager
-def exclusive(lock: Path | None) -> Iterator[None]:
-    """Hold an exclusive lock on a file that other work on this machine respects, so that nothing runs beside a timing."""
-    if lock is None:
-        yield
-        return
-    with lock.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -75,7 +75,7 @@ def serve(load: Callable[[Task], Run]) -> None:
         done, cpu_done = time.perf_counter(), _cpu_s()
         figures = {"load_s": loaded - started, "warm_up_s": warm - loaded, "batch_s": done - warm}
         result.write_text(json.dumps({**figures, "batch_cpu_s": cpu_done - cpu, "outputs": outputs}))
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - whatever it was, the process must end and say so
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)

@@ -27,7 +27,9 @@ def pack_linears(model: Any) -> None:
         if not isinstance(module, torch.nn.Linear):
             continue
         packed = ops._reorder_linear_weight(module.weight.detach(), 64)
-        module.forward = lambda x, weight=packed, bias=module.bias: ops._linear_pointwise(x, weight, bias, "none", [], "")
+        module.forward = lambda x, weight=packed, bias=module.bias: ops._linear_pointwise(
+            x, weight, bias, "none", [], ""
+        )
         if id(module.weight) not in embeddings:
             module.weight.data = torch.empty(0)
 

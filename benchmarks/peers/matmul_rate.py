@@ -19,7 +19,7 @@ SECONDS = 4.0
 
 @torch.inference_mode()
 def packed_gflop_s(model: Path, dtype: torch.dtype) -> float:
-    """Best rate of three passes of about `SECONDS` each over qkv, output, gate-up and down projections of all layers."""
+    """Best rate of three spells of `SECONDS` each over the qkv, output, gate-up and down projections of all layers."""
     config = AutoConfig.from_pretrained(model)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads

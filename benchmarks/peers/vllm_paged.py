@@ -11,7 +11,7 @@ os.environ |= {
     "DO_NOT_TRACK": "1",
 }
 
-from contract import Line, Run, Task, serve  # noqa: E402
+from contract import Line, Run, Task, serve
 
 
 def load(task: Task) -> Run:
