@@ -1,6 +1,7 @@
 """Blocks, hashes, tiers, index, eviction: KV cache that outgrows the device, verified on every load."""
 
-from .config import Deadlines, StoreConfig
+from .codecs.keys import KeyRing
+from .config import Codecs, Deadlines, StoreConfig
 from .errors import (
     BlockBufferError,
     ConfigError,
@@ -13,18 +14,24 @@ from .errors import (
     TokenIdError,
 )
 from .identity import BlockHash, KVIdentity, block_hash
+from .planning.job_plan import JobPlan
 from .stats import StoreStats, TierStats
 from .store import BlockStore
+from .tiers.faulty import Faults
 
 __all__ = [
     "BlockBufferError",
     "BlockHash",
     "BlockStore",
+    "Codecs",
     "ConfigError",
     "ConservationError",
     "Deadlines",
+    "Faults",
+    "JobPlan",
     "KVIdentity",
     "KVStoreError",
+    "KeyRing",
     "MountBusyError",
     "MountError",
     "MountMismatchError",

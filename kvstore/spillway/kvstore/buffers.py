@@ -51,6 +51,11 @@ def aligned(length: int) -> Bytes:
     return np.frombuffer(mmap.mmap(-1, max(length, 1)), dtype=np.uint8)[:length]
 
 
+def copy(out: Bytes, source: Bytes) -> None:
+    """Copy ``source`` over ``out``, which is as long."""
+    np.copyto(out, source)
+
+
 def address(view: Bytes) -> int:
     """Where ``view`` lies in memory."""
     return int(view.__array_interface__["data"][0])

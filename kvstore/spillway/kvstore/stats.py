@@ -36,15 +36,19 @@ class Latencies:
 class TierStats:
     """One tier. Counts are since the store was opened; ``blocks`` and the byte figures are of now.
 
-    ``hits``: blocks delivered to a caller, verified. ``misses``: loads that gave no block, by reason.
-    ``verify_failures``: those of them where the bytes or the header were not what was asked for.
-    ``stores``: blocks taken in. ``drops``: blocks not taken in or given up before a lower tier had them, by reason.
+    ``bytes``: memory or file bytes allocated, metadata included. ``foreign_blocks``: of another identity, never served.
+    ``lost_slots``: given up after an I/O error. ``hits``: blocks delivered to a caller, verified. ``misses``: blocks a
+    caller asked for and this tier could not deliver, by reason. ``verify_failures``: loads, prefetches included, where
+    bytes or header were not what was asked for. ``stores``: blocks taken in, ``stored_bytes`` in the tier's form.
+    ``drops``: blocks not taken in, or given up before this tier had them, by reason. ``loaded_bytes``: of hits, as
+    delivered.
     """
 
     blocks: int
     bytes: int
     budget_bytes: int
     foreign_blocks: int
+    lost_slots: int
     hits: int
     misses: dict[str, int]
     verify_failures: int
@@ -62,7 +66,7 @@ class TierStats:
 
 @dataclass(frozen=True, slots=True)
 class StoreStats:
-    """The whole store. ``misses``: blocks asked for that no tier delivered."""
+    """The whole store. ``misses``: blocks that no tier delivered. ``prefetches``: blocks, by what came of them."""
 
     tiers: dict[str, TierStats]
     puts: int
@@ -70,6 +74,7 @@ class StoreStats:
     gets: int
     hits: int
     misses: int
+    prefetches: dict[str, int]
     queued_writes: int
     queued_reads: int
 
@@ -83,6 +88,7 @@ class TierCounters:
     stores: int = 0
     loaded_bytes: int = 0
     stored_bytes: int = 0
+    verify_failures: int = 0
     misses: Counter[str] = field(default_factory=Counter)
     drops: Counter[str] = field(default_factory=Counter)
     _loads: list[int] = field(default_factory=lambda: [0] * _BUCKETS)
@@ -102,6 +108,11 @@ class TierCounters:
         """A load gave no block."""
         with self._lock:
             self.misses[reason] += 1
+
+    def unverified(self) -> None:
+        """A loaded block was not what was asked for."""
+        with self._lock:
+            self.verify_failures += 1
 
     def stored(self, length: int, seconds: float) -> None:
         """A block of ``length`` bytes was taken in, in ``seconds``."""

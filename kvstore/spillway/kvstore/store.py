@@ -1,4 +1,4 @@
-"""The store: what a rank calls. It joins a memory tier, a disk tier and an index, and hides all trouble of theirs."""
+"""The store: what a rank calls. It joins host memory, lower tiers, an index and a plan, and hides all their trouble."""
 
 from __future__ import annotations
 
@@ -6,33 +6,27 @@ import logging
 import time
 from collections.abc import Iterable, Sequence
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 
-import numpy as np
-
-from .buffers import Buffer, Bytes, readable, round_up, writable
+from .assembly import Parts, assemble
+from .buffers import Buffer, Bytes, readable, writable
 from .config import StoreConfig
 from .errors import ConservationError, StoreClosedError
-from .eviction.lru import LRU
+from .header import BlockHeader
 from .identity import BlockHash
-from .index.base import BlockIndex
+from .index.base import BlockIndex, Location
 from .index.memory import MemoryIndex
-from .sealing import BlockHeader, MissReason, checksum_of
+from .outcomes import MissReason, StoreOutcome
+from .planning.job_plan import JobPlan
+from .planning.prefetch import Prefetcher
 from .stats import StoreStats
-from .tiers.base import StoreOutcome, TierIndex
-from .tiers.disk.tier import DiskConfig, DiskTier
-from .tiers.host import HostTier
-from .tiers.slab import Slab
+from .tiers.base import Tier
 from .transfer.lane import Lane
 from .transfer.reads import Priority, ReadQueue, ReadRequest
-from .transfer.writes import WriteBehind
 
 _log = logging.getLogger(__name__)
 
-_CLEAN_SHARE = 8
-"""One slot in this many of the host tier is kept free or clean (held by the disk as well), to be had at once."""
-_GIVE_UP_BLOCKS = 8
+_Item = tuple[BlockHash, Bytes]
 
 
 class BlockStore:
@@ -42,35 +36,27 @@ class BlockStore:
     written behind to disk, so that room can be made without waiting. Every get is verified, from wherever it comes.
     """
 
-    def __init__(self, config: StoreConfig, index: BlockIndex) -> None:
-        """Use `open`, which also releases everything if a tier cannot be opened."""
+    def __init__(self, config: StoreConfig, parts: Parts) -> None:
+        """Use `open`."""
         self.config = config
-        self._identity = config.identity.digest()
-        self._index = index
+        self._parts = parts
+        self._host = parts.host
+        self._held = parts.held
+        self._demotion = parts.demotion
         self._retains = config.host_bytes > 0
+        self._prefetcher = Prefetcher(parts.uses, parts.held, parts.readers, self._promote)
         self._closed = False
         self._puts = self._put_drops = self._gets = self._hits = 0
-        self._puts_since_scan = 0
-        self._disk: Lane | None = None
-        self._reads: ReadQueue | None = None
-        self._writes: WriteBehind | None = None
-        name, budget = ("host", config.host_bytes) if self._retains else ("staging", config.staging_bytes)
-        slab = Slab(config.block_bytes, budget)
-        self._policy = LRU()
-        self._host_tier = HostTier(name, slab, self._policy, TierIndex(index, name), self._evictable)
-        self._host = self._lane(self._host_tier)
-        self._window = max(1, slab.total // _CLEAN_SHARE) if self._retains else slab.total
-        if config.disk_dir is not None:
-            self._open_disk(config.disk_dir)
 
     @classmethod
-    def open(cls, config: StoreConfig) -> BlockStore:
+    def open(cls, config: StoreConfig, index: BlockIndex | None = None, remote: Sequence[Tier] = ()) -> BlockStore:
         """Open a store; blocks that an earlier one left in ``disk_dir`` are there at once.
 
-        Raises `ConfigError` if a budget holds no block, and `MountError` (`MountBusyError`, `MountMismatchError`) if
-        the disk directory cannot be had.
+        ``index``: an embedded one by default; the store closes it. ``remote``: further tiers to load from. Raises
+        `ConfigError` if a budget holds no block, and `MountError` (`MountBusyError`, `MountMismatchError`) if the disk
+        directory cannot be had.
         """
-        return cls(config, MemoryIndex())
+        return cls(config, assemble(config, index or MemoryIndex(), remote))
 
     def put_many(self, blocks: Iterable[tuple[BlockHash, Buffer]]) -> list[bool]:
         """Take copies of blocks; each buffer may be reused at once. False where a block was dropped, which is counted.
@@ -79,14 +65,13 @@ class BlockStore:
         buffer that is not contiguous or not ``block_bytes`` long, `StoreClosedError`.
         """
         self._require_open()
-        views = [(block, readable(buffer, self.config.block_bytes)) for block, buffer in blocks]
+        items = [(block, readable(buffer, self.config.block_bytes)) for block, buffer in blocks]
         deadline = time.monotonic() + self.config.deadlines.put_s
-        kept = [self._put(block, view, deadline) for block, view in views]
+        # Last block first: it is then the coldest, and a prefix is of use only from its beginning.
+        kept = [self._put(block, raw, deadline) for block, raw in reversed(items)][::-1]
         self._puts += len(kept)
         self._put_drops += kept.count(False)
-        self._puts_since_scan += len(kept)
-        if self._puts_since_scan > self._window // 8:
-            self._write_cold_blocks()
+        self._demotion.keep_room(len(kept))
         return kept
 
     def get_many(self, blocks: Iterable[tuple[BlockHash, Buffer]]) -> list[bool]:
@@ -97,12 +82,17 @@ class BlockStore:
         `BlockBufferError` for a buffer that is not contiguous, writable and ``block_bytes`` long, `StoreClosedError`.
         """
         self._require_open()
-        views = [(block, writable(buffer, self.config.block_bytes)) for block, buffer in blocks]
-        found = [self._get_from_host(block, view) for block, view in views]
-        rest = [position for position, hit in enumerate(found) if not hit]
-        if rest:
-            for position, hit in zip(rest, self._get_from_disk([views[position] for position in rest]), strict=True):
+        items = [(block, writable(buffer, self.config.block_bytes)) for block, buffer in blocks]
+        found = [self._get_from_host(block, out) for block, out in reversed(items)][::-1]
+        for reader in self._parts.readers:
+            rest = [position for position, hit in enumerate(found) if not hit]
+            if not rest:
+                break
+            for position, hit in zip(rest, self._get_from(reader, [items[p] for p in rest]), strict=True):
                 found[position] = hit
+        for block, _ in items:
+            if self._parts.uses.fulfil(block):
+                self._rekey((block,))
         self._gets += len(found)
         self._hits += found.count(True)
         return found
@@ -110,68 +100,91 @@ class BlockStore:
     def match(self, blocks: Sequence[BlockHash]) -> int:
         """How many leading ``blocks`` some working tier holds. No I/O, and no promise that they stay."""
         self._require_open()
-        return self._index.longest_prefix(blocks, self._working_tiers())
+        return self._parts.index.longest_prefix(blocks, self._working_tiers())
 
     def contains(self, block: BlockHash) -> bool:
         """Whether some working tier holds ``block``. No I/O, and no promise that it stays."""
         return self.match((block,)) == 1
 
-    def prefetch(self, blocks: Sequence[BlockHash]) -> None:
-        """Hint that ``blocks`` are needed soon: those on disk are copied to host memory, after all urgent loads."""
+    def locate(self, block: BlockHash) -> tuple[Location, ...]:
+        """Every tier that holds ``block``, nearest first, working or not."""
         self._require_open()
-        if self._disk is None or self._reads is None or not self._retains or not self._disk.breaker.available:
-            return
-        wanted = [b for b in blocks if self._disk.tier.contains(b) and not self._host_tier.contains(b)]
-        if wanted:
-            self._reads.submit([ReadRequest(block, self._promote) for block in wanted], Priority.PREFETCH)
+        return self._parts.index.locate(block)
+
+    def prefetch(self, blocks: Sequence[BlockHash]) -> None:
+        """Hint that ``blocks`` are needed soon: those below host memory are copied to it, after all urgent loads."""
+        self._require_open()
+        if self._retains:
+            self._prefetcher.fetch(blocks, time.monotonic() + self.config.deadlines.load_s)
+
+    def follow(self, plan: JobPlan | None) -> None:
+        """Evict and prefetch by ``plan`` from its first line on; None: by recency alone."""
+        self._require_open()
+        self._parts.uses.begin(plan)
+        for policy in self._parts.policies:
+            policy.rekey(policy.blocks())
+        self._prefetcher.restart()
+        self.advance(0)
+
+    def advance(self, position: int) -> None:
+        """All lines of the plan before ``position`` have begun. Positions only rise."""
+        self._require_open()
+        before = self._parts.uses.position
+        self._rekey(self._parts.uses.advance(position))
+        if self._retains:
+            self._prefetcher.look_ahead(self._parts.uses.position - before)
+
+    def expect(self, blocks: Iterable[BlockHash]) -> None:
+        """``blocks`` will be loaded soon, whatever the plan says: those of a sequence that was preempted."""
+        self._require_open()
+        expected = list(blocks)
+        self._parts.uses.expect(expected)
+        self._rekey(expected)
 
     def flush(self) -> bool:
         """Write what only host memory holds to disk; whether all of it was written within ``deadlines.flush_s``."""
         self._require_open()
-        return self._flush()
+        return self._demotion.flush(time.monotonic() + self.config.deadlines.flush_s)
 
     def stats(self) -> StoreStats:
         """Counters and fill of every tier."""
-        lanes = [lane for lane in (self._host, self._disk) if lane is not None]
         return StoreStats(
-            tiers={lane.tier.name: lane.stats() for lane in lanes},
+            tiers={lane.tier.name: lane.stats() for lane in self._lanes()},
             puts=self._puts,
             put_drops=self._put_drops,
             gets=self._gets,
             hits=self._hits,
             misses=self._gets - self._hits,
-            queued_writes=self._writes.pending if self._writes else 0,
-            queued_reads=self._reads.queued if self._reads else 0,
+            prefetches=dict(self._prefetcher.outcomes),
+            queued_writes=self._demotion.pending,
+            queued_reads=sum(reader.queued for reader in self._parts.readers),
         )
 
     def check(self) -> None:
         """Raise `ConservationError` if a slot is lost or counted twice, a budget exceeded, or the index disagrees."""
-        for lane in (self._host, self._disk):
-            if lane is not None:
-                lane.tier.check()
-        usage = self._host_tier.usage()
-        if usage.allocated_bytes > usage.budget_bytes:
-            raise ConservationError(f"{usage.allocated_bytes} bytes of host memory exceed {usage.budget_bytes}")
+        for lane in self._lanes():
+            lane.tier.check()
+            usage = lane.tier.usage()
+            if usage.allocated_bytes > usage.budget_bytes:
+                raise ConservationError(f"{lane.tier.name}: {usage.allocated_bytes} bytes exceed {usage.budget_bytes}")
 
     def close(self) -> None:
         """Write what is worth keeping to disk and let go of everything. Closing twice is harmless."""
         if self._closed:
             return
-        flushed = self._flush()
+        if not self.flush():
+            _log.warning("the store closes with %d blocks unwritten", self._demotion.pending)
         self._closed = True
-        if not flushed:
-            _log.warning("the store closes with %d blocks unwritten", self._writes.pending if self._writes else 0)
-        stopped = [
-            queue.close(self.config.deadlines.load_s) for queue in (self._writes, self._reads) if queue is not None
-        ]
+        self._prefetcher.restart()
+        patience_s = self.config.deadlines.close_s
+        stopped = [self._demotion.close(patience_s), *(reader.close(patience_s) for reader in self._parts.readers)]
         if not all(stopped):
             # A thread stuck in the device still uses our memory and files; the process's end will take them from it.
             _log.warning("a disk operation did not end: memory and files stay open until the process ends")
             return
-        self._host_tier.close()
-        if self._disk is not None:
-            self._disk.tier.close()
-        self._index.close()
+        for lane in self._lanes():
+            lane.tier.close()
+        self._parts.index.close()
 
     def __enter__(self) -> BlockStore:
         return self
@@ -181,112 +194,78 @@ class BlockStore:
     ) -> None:
         self.close()
 
-    def _open_disk(self, directory: Path) -> None:
-        config = self.config
-        disk = DiskConfig(
-            directory=directory,
-            budget_bytes=config.disk_bytes,
-            stored_bytes=config.block_bytes,
-            identity=config.identity,
-            sharers=config.disk_sharers,
-            free_floor_bytes=config.disk_free_floor_bytes,
-        )
-        self._disk = self._lane(DiskTier("disk", disk, LRU(), TierIndex(self._index, "disk")))
-        self._reads = ReadQueue(self._disk, round_up(config.block_bytes), config.read_threads)
-        reads = self._reads
-        self._writes = WriteBehind(self._host_tier, self._disk, lambda: reads.urgent, config.write_threads)
-
-    def _lane(self, tier: HostTier | DiskTier) -> Lane:
-        return Lane(tier, self._identity, self.config.block_bytes)
-
-    def _put(self, block: BlockHash, view: Bytes, deadline: float) -> bool:
-        if self._host_tier.contains(block) or (not self._retains and self._disk and self._disk.tier.contains(block)):
+    def _put(self, block: BlockHash, raw: Bytes, deadline: float) -> bool:
+        if not self._retains and any(reader.lane.tier.contains(block) for reader in self._parts.readers):
             return True
-        length = self.config.block_bytes
-        header = BlockHeader(block, self._identity, length, length, checksum_of(view))
-        outcome = self._host.offer(header, view)
-        while outcome is StoreOutcome.FULL and self._writes is not None:
-            ended = self._writes.ended
-            self._write_cold_blocks()
-            waited = self._writes.wait_ended(ended, deadline)
-            if not waited and self._retains:
-                self._writes.give_up(self._host_tier.all_blocks()[:_GIVE_UP_BLOCKS])
-            outcome = self._host.offer(header, view)
-            if not waited:
+        outcome = StoreOutcome.PRESENT if self._held.touch(block) else self._host.put(block, raw)
+        while outcome is StoreOutcome.FULL:
+            hopeful = self._demotion.make_room(deadline)
+            outcome = self._host.put(block, raw)
+            if not hopeful:
                 break
         if not outcome.held:
             self._host.counters.drop(outcome)
         return outcome.held
 
-    def _get_from_host(self, block: BlockHash, view: Bytes) -> bool:
+    def _get_from_host(self, block: BlockHash, out: Bytes) -> bool:
         start = time.perf_counter()
-        answer = self._host.load(block, view)
-        if isinstance(answer, BlockHeader):
-            self._host.counters.hit(answer.raw_bytes, time.perf_counter() - start)
+        failure = self._host.load(block, out)
+        if failure is None:
+            self._host.counters.hit(out.nbytes, time.perf_counter() - start)
             return True
-        self._host.counters.miss(answer)
+        self._host.counters.miss(failure)
         return False
 
-    def _get_from_disk(self, blocks: list[tuple[BlockHash, Bytes]]) -> list[bool]:
-        """Load from disk what is there, in parallel, each block in its own buffer."""
-        if self._disk is None or self._reads is None:
-            return [False] * len(blocks)
-        reasons: list[MissReason | None] = [MissReason.ABSENT] * len(blocks)
-        there = [position for position, (block, _) in enumerate(blocks) if self._disk.tier.contains(block)]
-        if there and not self._disk.breaker.allow():
+    def _get_from(self, reader: ReadQueue, items: list[_Item]) -> list[bool]:
+        """Load from one lower tier what is there, in parallel, each block into its own buffer."""
+        lane = reader.lane
+        results: list[MissReason | None] = [MissReason.ABSENT] * len(items)
+        there = [position for position, (block, _) in enumerate(items) if lane.tier.contains(block)]
+        if there and not lane.breaker.allow():
             for position in there:
-                reasons[position] = MissReason.BREAKER
+                results[position] = MissReason.BREAKER
         elif there:
             deadlines = self.config.deadlines
             seconds = deadlines.load_s + len(there) * self.config.block_bytes / deadlines.slowest_bytes_s
-            deadline = time.monotonic() + seconds
-            requests = [ReadRequest(blocks[p][0], partial(self._deliver, blocks[p][1])) for p in there]
-            results = self._reads.submit(requests, Priority.LOAD).wait(deadline)
-            for position, reason in zip(there, results, strict=True):
-                reasons[position] = reason
-            if MissReason.DEADLINE in results:
-                self._disk.breaker.failure()
-        for reason in reasons:
-            if reason is not None:
-                self._disk.counters.miss(reason)
-        return [reason is None for reason in reasons]
+            ended = partial(self._loaded, lane)
+            requests = [ReadRequest(items[p][0], partial(self._deliver, lane, items[p][1]), ended) for p in there]
+            answers = reader.submit(requests, Priority.LOAD, time.monotonic() + seconds).wait()
+            for position, result in zip(there, answers, strict=True):
+                results[position] = result
+            if MissReason.DEADLINE in answers:
+                lane.breaker.failure()
+        for result in results:
+            if result is not None:
+                lane.counters.miss(result)
+        return [result is None for result in results]
 
-    def _deliver(self, out: Bytes, header: BlockHeader, stored: Bytes) -> None:
-        np.copyto(out, stored[: header.stored_bytes])
-        if self._retains:
-            self._promote(header, stored)
+    def _loaded(self, lane: Lane, result: MissReason | None, seconds: float) -> None:
+        if result is None:
+            lane.counters.hit(self.config.block_bytes, seconds)
 
-    def _promote(self, header: BlockHeader, stored: Bytes) -> None:
-        """Copy a block that came from disk to host memory if room can be had at once; it stays on disk too."""
-        self._host.offer(header, stored)
+    def _deliver(self, lane: Lane, out: Bytes, header: BlockHeader, stored: Bytes) -> MissReason | None:
+        failure = lane.unseal(header, stored, out)
+        if failure is None and self._retains:
+            self._promote(lane, header, stored)
+        return failure
 
-    def _evictable(self, block: BlockHash) -> bool:
-        """Whether ``block`` may leave host memory now. Called under the host tier's lock."""
-        if self._disk is None or self._writes is None:
-            return True
-        return (
-            self._disk.tier.contains(block)
-            or self._writes.refused(block)
-            or not self._disk.breaker.available
-            or not self._policy.worth_keeping(block)
-        )
+    def _promote(self, lane: Lane, header: BlockHeader, stored: Bytes) -> bool:
+        """Copy a block from a lower tier to host memory too, if room can be had at once from a block needed later."""
+        if self._held.free_slots == 0:
+            coldest = self._held.coldest(1)
+            if coldest and not self._parts.policies[0].sooner(header.block, coldest[0]):
+                return False
+        return self._host.put_stored(header, stored, lane.sealer).held
 
-    def _write_cold_blocks(self) -> None:
-        """Queue the coldest blocks that only host memory holds, so that room for the next puts costs no wait."""
-        self._puts_since_scan = 0
-        if self._writes is not None:
-            self._writes.submit([b for b in self._host_tier.cold_blocks(self._window) if not self._evictable(b)])
+    def _rekey(self, blocks: Sequence[BlockHash]) -> None:
+        for policy in self._parts.policies:
+            policy.rekey(blocks)
 
-    def _flush(self) -> bool:
-        if self._writes is None:
-            return True
-        self._writes.submit([block for block in self._host_tier.all_blocks() if not self._evictable(block)])
-        return self._writes.drain(time.monotonic() + self.config.deadlines.flush_s)
+    def _lanes(self) -> list[Lane]:
+        return [self._host, *(reader.lane for reader in self._parts.readers)]
 
-    def _working_tiers(self) -> tuple[str, ...]:
-        if self._disk is None or not self._disk.breaker.available:
-            return (self._host_tier.name,)
-        return (self._host_tier.name, self._disk.tier.name)
+    def _working_tiers(self) -> list[str]:
+        return [lane.tier.name for lane in self._lanes() if lane.breaker.available]
 
     def _require_open(self) -> None:
         if self._closed:

@@ -5,29 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
 
 from ..buffers import Bytes
+from ..header import BlockHeader
 from ..identity import BlockHash
 from ..index.base import BlockIndex
-from ..sealing import BlockHeader, MissReason
-
-
-class StoreOutcome(StrEnum):
-    """What became of a block handed to a tier. All but the first two are drops, and counted by this name."""
-
-    STORED = "stored"
-    PRESENT = "present"
-    FULL = "full"
-    NO_SPACE = "no_space"
-    SHORT_WRITE = "short_write"
-    IO_ERROR = "io_error"
-    NOT_ACCEPTED = "not_accepted"
-
-    @property
-    def held(self) -> bool:
-        """Whether the tier holds the block now."""
-        return self in (StoreOutcome.STORED, StoreOutcome.PRESENT)
+from ..outcomes import MissReason, StoreOutcome
 
 
 @dataclass(frozen=True, slots=True)

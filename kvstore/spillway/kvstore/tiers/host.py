@@ -12,9 +12,10 @@ import numpy as np
 from ..buffers import Bytes
 from ..errors import ConservationError
 from ..eviction.base import EvictionPolicy
+from ..header import BlockHeader
 from ..identity import BlockHash
-from ..sealing import BlockHeader, MissReason
-from .base import Evictable, StoreOutcome, Tier, TierIndex, TierUsage
+from ..outcomes import MissReason, StoreOutcome
+from .base import Evictable, Tier, TierIndex, TierUsage
 from .slab import Slab
 
 
@@ -106,20 +107,28 @@ class HostTier(Tier):
         """See `Tier.contains`."""
         return block in self._entries
 
+    def touch(self, block: BlockHash) -> bool:
+        """Whether ``block`` is held; if so this counts as a use."""
+        if block not in self._entries:
+            return False
+        with self._lock:
+            self._policy.touch(block)
+            return block in self._entries
+
     def drop(self, block: BlockHash) -> bool:
         """See `Tier.drop`."""
         with self._lock:
             return self._remove(block, evicted=False)
 
-    def cold_blocks(self, window: int) -> list[BlockHash]:
-        """The coldest blocks, as many as free slots lack to ``window``: clean, they make that room at once."""
-        with self._lock:
-            return self._policy.coldest(max(0, window - self._slab.free))
+    @property
+    def free_slots(self) -> int:
+        """Slots that can be taken without evicting."""
+        return self._slab.free
 
-    def all_blocks(self) -> list[BlockHash]:
-        """Every block, coldest first."""
+    def coldest(self, limit: int | None = None) -> list[BlockHash]:
+        """Up to ``limit`` blocks, all if None, in the order in which they should leave."""
         with self._lock:
-            return self._policy.coldest(len(self._entries))
+            return self._policy.coldest(len(self._entries) if limit is None else limit)
 
     def usage(self) -> TierUsage:
         """See `Tier.usage`."""

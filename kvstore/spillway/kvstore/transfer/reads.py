@@ -1,26 +1,32 @@
 """Loads from a tier below host memory: a queue by priority, a few threads, a deadline per batch.
 
-A read lands in a buffer of ours, is verified there, and is copied to the caller only if the caller still waits for
-it, so a read that comes back late can never write into memory that its owner has put to another use.
+A read lands in a buffer of ours, is verified there, and is copied to the caller only if the caller still waits for it,
+so a read that comes back late can never write into memory that its owner has put to another use.
 """
 
 from __future__ import annotations
 
 import heapq
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
-from ..buffers import Bytes, ThreadBuffer
+from ..buffers import Bytes, ThreadBuffer, round_up
+from ..header import BlockHeader
 from ..identity import BlockHash
-from ..sealing import BlockHeader, MissReason
+from ..outcomes import MissReason
 from .lane import Lane
 
-Deliver = Callable[[BlockHeader, Bytes], None]
-"""Takes a verified block from the reader's buffer, which is reused after it returns."""
+_log = logging.getLogger(__name__)
+
+Deliver = Callable[[BlockHeader, Bytes], MissReason | None]
+"""Takes a verified block from the reader's buffer, which is reused after it returns; None if that worked."""
+Ended = Callable[[MissReason | None, float], None]
+"""Told how a read that somebody still wanted ended, and after how many seconds of work. Must not wait."""
 
 
 class Priority(IntEnum):
@@ -32,17 +38,19 @@ class Priority(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class ReadRequest:
-    """One block to load and where it goes."""
+    """One block to load, where it goes, and who is told."""
 
     block: BlockHash
     deliver: Deliver
+    ended: Ended
 
 
 class ReadBatch:
     """Loads that were asked for together. ``results[i]`` is None for a delivered block, else why there is none."""
 
-    def __init__(self, requests: Sequence[ReadRequest]) -> None:
+    def __init__(self, requests: Sequence[ReadRequest], deadline: float) -> None:
         self.requests = requests
+        self.deadline = deadline
         self.results: list[MissReason | None] = [MissReason.DEADLINE] * len(requests)
         self._open = True
         self._unfinished = len(requests)
@@ -50,14 +58,19 @@ class ReadBatch:
         self._changed = threading.Condition()
 
     @property
-    def open(self) -> bool:
-        """Whether anybody still wants the blocks."""
-        return self._open
+    def wanted(self) -> bool:
+        """Whether somebody still wants the blocks, and they can still come in time."""
+        return self._open and time.monotonic() < self.deadline
 
-    def wait(self, deadline: float) -> list[MissReason | None]:
-        """The results once all are in, or at ``deadline`` (monotonic). Nothing is delivered after it returns."""
+    @property
+    def finished(self) -> bool:
+        """Whether every read has ended."""
+        return self._unfinished == 0
+
+    def wait(self) -> list[MissReason | None]:
+        """The results once all are in, or at the deadline. Nothing is delivered after it returns."""
         with self._changed:
-            self._changed.wait_for(lambda: self._unfinished == 0, max(0.0, deadline - time.monotonic()))
+            self._changed.wait_for(lambda: self._unfinished == 0, max(0.0, self.deadline - time.monotonic()))
             self._open = False
             self._changed.wait_for(lambda: self._delivering == 0)
             return list(self.results)
@@ -87,9 +100,9 @@ class ReadBatch:
 class ReadQueue:
     """Threads that load from one lane. Requests of a higher priority go first, equal ones in order of arrival."""
 
-    def __init__(self, lane: Lane, buffer_bytes: int, threads: int) -> None:
-        self._lane = lane
-        self._buffer = ThreadBuffer(buffer_bytes)
+    def __init__(self, lane: Lane, threads: int) -> None:
+        self.lane = lane
+        self._buffer = ThreadBuffer(round_up(lane.sealer.stored_bytes))
         self._heap: list[tuple[Priority, int, ReadBatch, int]] = []
         self._order = itertools.count()
         self._changed = threading.Condition()
@@ -112,9 +125,9 @@ class ReadQueue:
         """Loads of `Priority.LOAD` that are queued or under way."""
         return self._urgent
 
-    def submit(self, requests: Sequence[ReadRequest], priority: Priority) -> ReadBatch:
-        """Queue loads. The batch's ``wait`` or ``cancel`` must be called."""
-        batch = ReadBatch(requests)
+    def submit(self, requests: Sequence[ReadRequest], priority: Priority, deadline: float) -> ReadBatch:
+        """Queue loads that are worth nothing after ``deadline`` (monotonic). Use the batch's ``wait`` or ``cancel``."""
+        batch = ReadBatch(requests, deadline)
         with self._changed:
             for position in range(len(requests)):
                 heapq.heappush(self._heap, (priority, next(self._order), batch, position))
@@ -127,6 +140,9 @@ class ReadQueue:
         """Stop; queued requests end undelivered. Whether every thread ended in time: a stuck device holds its own."""
         with self._changed:
             self._closing = True
+            for _, _, batch, position in self._heap:
+                batch.finish(position, MissReason.CANCELLED, claimed=False)
+            self._heap.clear()
             self._changed.notify_all()
         deadline = time.monotonic() + timeout_s
         for thread in self._threads:
@@ -138,35 +154,27 @@ class ReadQueue:
             with self._changed:
                 self._changed.wait_for(lambda: self._heap or self._closing)
                 if self._closing:
-                    for _, _, batch, position in self._heap:
-                        batch.finish(position, MissReason.CANCELLED, claimed=False)
-                    self._heap.clear()
                     return
                 priority, _, batch, position = heapq.heappop(self._heap)
-            try:
-                self._serve(batch, position)
-            finally:
-                if priority is Priority.LOAD:
-                    with self._changed:
-                        self._urgent -= 1
+            self._serve(batch, position)
+            if priority is Priority.LOAD:
+                with self._changed:
+                    self._urgent -= 1
 
     def _serve(self, batch: ReadBatch, position: int) -> None:
         request = batch.requests[position]
-        if not batch.open:
-            batch.finish(position, MissReason.CANCELLED, claimed=False)
-            return
         start = time.perf_counter()
-        answer = self._lane.load(request.block, self._buffer.bytes)
-        if not isinstance(answer, BlockHeader):
-            batch.finish(position, answer, claimed=False)
-            return
-        if not batch.claim():
-            batch.finish(position, MissReason.DEADLINE, claimed=False)
-            return
-        result: MissReason | None = MissReason.CANCELLED
+        claimed = False
+        result: MissReason | None = MissReason.INTERNAL
         try:
-            request.deliver(answer, self._buffer.bytes)
-            result = None
-            self._lane.counters.hit(answer.raw_bytes, time.perf_counter() - start)
+            answer = self.lane.fetch(request.block, self._buffer.bytes) if batch.wanted else MissReason.DEADLINE
+            claimed = batch.claim()
+            if not isinstance(answer, BlockHeader):
+                result = answer
+            else:
+                result = request.deliver(answer, self._buffer.bytes) if claimed else MissReason.CANCELLED
+        except Exception:  # noqa: BLE001 - a defect must cost one block, not the thread that all later loads need
+            _log.exception("a load failed in an unforeseen way")
         finally:
-            batch.finish(position, result, claimed=True)
+            request.ended(result, time.perf_counter() - start)
+            batch.finish(position, result, claimed=claimed)

@@ -6,15 +6,18 @@ memory, and a block that is being written can still be loaded from it.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from ..identity import BlockHash
-from ..tiers.base import StoreOutcome
+from ..outcomes import StoreOutcome
 from ..tiers.host import HostTier
 from .lane import Lane
+
+_log = logging.getLogger(__name__)
 
 _GATE_S = 0.02
 """The longest a write waits for loads to go first, so that a steady stream of loads cannot stop writing."""
@@ -23,21 +26,25 @@ _GATE_S = 0.02
 class WriteBehind:
     """Threads that write queued blocks of ``host`` to ``lane``. ``urgent`` tells how many loads should go first."""
 
-    def __init__(self, host: HostTier, lane: Lane, urgent: Callable[[], int], threads: int) -> None:
+    def __init__(self, host: Lane, held: HostTier, lane: Lane, urgent: Callable[[], int]) -> None:
         self._host = host
+        self._held = held
         self._lane = lane
         self._urgent = urgent
         self._queue: deque[BlockHash] = deque()
         self._pending: set[BlockHash] = set()
+        self._refused: set[BlockHash] = set()
+        self._ended = 0
         self._changed = threading.Condition()
         self._closing = False
-        self._ended = 0
-        self._refused: set[BlockHash] = set()
-        self._threads = [
-            threading.Thread(target=self._run, name=f"kv-write-{lane.tier.name}-{number}", daemon=True)
-            for number in range(threads)
-        ]
-        for thread in self._threads:
+        self._threads: list[threading.Thread] = []
+
+    def start(self, threads: int) -> None:
+        """Begin to write."""
+        name = self._lane.tier.name
+        for number in range(threads):
+            thread = threading.Thread(target=self._run, name=f"kv-write-{name}-{number}", daemon=True)
+            self._threads.append(thread)
             thread.start()
 
     @property
@@ -45,19 +52,18 @@ class WriteBehind:
         """Blocks queued or being written."""
         return len(self._pending)
 
-    def submit(self, blocks: list[BlockHash]) -> None:
+    @property
+    def ended(self) -> int:
+        """Writes that have ended, well or not."""
+        return self._ended
+
+    def submit(self, blocks: Iterable[BlockHash]) -> None:
         """Queue ``blocks`` that are not queued yet."""
         with self._changed:
             fresh = [block for block in blocks if block not in self._pending]
             self._pending.update(fresh)
             self._queue.extend(fresh)
-            if fresh:
-                self._changed.notify_all()
-
-    @property
-    def ended(self) -> int:
-        """Writes that have ended, well or not."""
-        return self._ended
+            self._changed.notify(len(fresh))
 
     def wait_ended(self, since: int, deadline: float) -> bool:
         """Wait until more writes than ``since`` have ended; False at ``deadline`` (monotonic) or if none is queued."""
@@ -71,7 +77,7 @@ class WriteBehind:
         """Whether ``block`` could not be written and may leave host memory without."""
         return block in self._refused
 
-    def give_up(self, blocks: list[BlockHash]) -> None:
+    def give_up(self, blocks: Iterable[BlockHash]) -> None:
         """Let ``blocks`` leave host memory unwritten: there was no time to write them. Counted as drops."""
         with self._changed:
             fresh = [block for block in blocks if block not in self._refused]
@@ -88,6 +94,7 @@ class WriteBehind:
         """Stop after the writes under way; queued ones are not begun. Whether every thread ended in time."""
         with self._changed:
             self._closing = True
+            self._pending.difference_update(self._queue)
             self._queue.clear()
             self._changed.notify_all()
         deadline = time.monotonic() + timeout_s
@@ -105,9 +112,10 @@ class WriteBehind:
             outcome = StoreOutcome.NOT_ACCEPTED
             try:
                 self._let_loads_go_first()
-                with self._host.pinned(block, touch=False) as held:
-                    if held is not None:
-                        outcome = self._lane.store(held.header, held.padded)
+                outcome = self._write(block)
+            except Exception:  # noqa: BLE001 - a defect must cost one block, not the thread that all later writes need
+                _log.exception("a write failed in an unforeseen way")
+                self._lane.counters.drop("internal")
             finally:
                 with self._changed:
                     self._pending.discard(block)
@@ -117,6 +125,17 @@ class WriteBehind:
                     else:
                         self._refused.add(block)
                     self._changed.notify_all()
+
+    def _write(self, block: BlockHash) -> StoreOutcome:
+        with self._held.pinned(block, touch=False) as held:
+            if held is None:
+                return StoreOutcome.PRESENT
+            outcome = self._lane.put_stored(held.header, held.padded, self._host.sealer)
+        if not outcome.held:
+            self._lane.counters.drop(outcome)
+        if outcome is StoreOutcome.DAMAGED:
+            self._held.drop(block)
+        return outcome
 
     def _let_loads_go_first(self) -> None:
         until = time.monotonic() + _GATE_S

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...buffers import ThreadBuffer
+from ...header import BlockHeader
 from ...identity import BlockHash
-from ...sealing import BlockHeader
 from .mount import Share
 from .segment import Segment, read_geometry
 

@@ -21,7 +21,7 @@ import numpy as np
 import xxhash
 
 from ...buffers import PAGE_BYTES, Bytes, ThreadBuffer, aligned, is_aligned, round_up
-from ...sealing import HEADER_BYTES, BlockHeader, unpack
+from ...header import HEADER_BYTES, BlockHeader, unpack
 from .files import open_file, read_all, write_all
 
 _MAGIC = b"SPWKVSEG"

@@ -14,9 +14,10 @@ from pathlib import Path
 from ...buffers import PAGE_BYTES, Bytes, ThreadBuffer, round_up
 from ...errors import ConfigError, ConservationError, MountError
 from ...eviction.base import EvictionPolicy
+from ...header import BlockHeader
 from ...identity import BlockHash, KVIdentity
-from ...sealing import BlockHeader, MissReason
-from ..base import StoreOutcome, Tier, TierIndex, TierUsage
+from ...outcomes import MissReason, StoreOutcome
+from ..base import Tier, TierIndex, TierUsage
 from .files import ShortTransferError, supports_direct_io
 from .mount import open_share
 from .scan import Place, scan_share
@@ -236,23 +237,26 @@ class DiskTier(Tier):
                 return Place(place.segment, place.slot, self._sequence)
 
     def _retire_stale(self) -> None:
-        """Make up to a batch of stale slots clean. The allocation lock is held."""
+        """Make up to a batch of stale slots clean. The allocation lock is held. Raises OSError."""
         with self._books:
             batch = [self._stale.popleft() for _ in range(min(_RETIRE_BATCH, len(self._stale)))]
+            self._busy += len(batch)
             floor = self._sequence + 1
         by_segment: dict[int, list[Place]] = {}
         for place in batch:
             by_segment.setdefault(id(place.segment), []).append(place)
-        while by_segment:
-            _, places = by_segment.popitem()
-            try:
+        clean: list[Place] = []
+        try:
+            for places in by_segment.values():
                 places[0].segment.retire([place.slot for place in places], floor)
-            except OSError:
-                with self._books:
-                    self._stale.extend(place for group in (places, *by_segment.values()) for place in group)
-                raise
+                clean += places
+        finally:
             with self._books:
-                self._clean.extend(places)
+                self._busy -= len(batch)
+                self._clean += clean
+                if len(clean) < len(batch):
+                    done = {id(place) for place in clean}
+                    self._stale.extend(place for place in batch if id(place) not in done)
 
     def _empty_slots(self) -> None:
         """Make slots stale: foreign blocks leave first, then the coldest own ones."""

@@ -1,0 +1,1 @@
+"""Smaller or secret forms of a block's bytes, per tier."""
