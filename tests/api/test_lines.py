@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+
 from spillway.api.bodies import ChatBody, CompletionBody
 from spillway.api.errors import MAX_MESSAGE_CHARS, ErrorCode, LineError
 from spillway.api.lines import MAX_CUSTOM_ID_CHARS, MAX_LINE_BYTES, BatchLine, parse_line

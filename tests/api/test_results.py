@@ -8,6 +8,7 @@ from math import inf, nan
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from spillway.api.errors import ErrorCode, LineError
 from spillway.api.results import (
     LOWEST_LOGPROB,
@@ -37,8 +38,8 @@ def token(text: str, logprob: float) -> TokenAlternative:
 
 def test_the_example_of_the_batch_guide() -> None:
     """The line that OpenAI's guide shows, with its own ids; white space and system_fingerprint apart."""
-    guide = """{"id": "batch_req_123", "custom_id": "request-2", "response": {"status_code": 200, "request_id": "req_123",
-        "body": {"id": "chatcmpl-123", "object": "chat.completion", "created": 1711652795,
+    guide = """{"id": "batch_req_123", "custom_id": "request-2", "response": {"status_code": 200,
+        "request_id": "req_123", "body": {"id": "chatcmpl-123", "object": "chat.completion", "created": 1711652795,
         "model": "gpt-3.5-turbo-0125", "choices": [{"index": 0, "message": {"role": "assistant",
         "content": "Hello.", "refusal": null}, "logprobs": null, "finish_reason": "stop"}],
         "usage": {"prompt_tokens": 22, "completion_tokens": 2, "total_tokens": 24},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -64,3 +65,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 def names(path: Path) -> list[str | None]:
     return [row["custom_id"] for row in rows(path)]
+
+
+if __name__ == "__main__":  # a process of its own, for tests that kill it
+    run(paths_in(Path(sys.argv[1])))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from spillway.api.errors import InputChangedError, InputError
 from spillway.gateway.reader import InputFile, RawLine
 
@@ -22,7 +23,7 @@ def read(path: Path, max_bytes: int = 100) -> tuple[list[RawLine], bytes]:
         source.close()
 
 
-@pytest.fixture()
+@pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "in.jsonl"
 

@@ -282,10 +282,14 @@ def _check_sealed_files(paths: JobPaths, sealed: SealedRecord) -> bool:
 
 
 def _begin(paths: JobPaths, source: InputFile, options: JobOptions, progress: Progress | None) -> Manifest:
-    (paths.directory / MANIFEST).unlink(missing_ok=True)  # first: without it the rest is an unfinished intake
+    remove(paths.directory / MANIFEST)  # first: without it the rest is an unfinished intake
     _drop_working_files(paths)
     log_key = secrets.randbits(64)
-    intake = take_in(source, paths.directory / LOG, log_key, options.max_line_bytes, progress)
+    try:
+        intake = take_in(source, paths.directory / LOG, log_key, options.max_line_bytes, progress)
+    except BaseException:
+        _drop_working_files(paths)
+        raise
     intake.table.save(paths.directory / TABLE)
     manifest = Manifest(
         version=VERSION,
