@@ -10,7 +10,7 @@ from typing import Any
 from spillway.cli.run import RunOptions, run
 from spillway.gateway.paths import JobPaths
 
-WORDS = "the quick brown fox jumps over a lazy dog while batch questions share long documents and keys stay".split()
+WORDS = [*"abcdefghijklmnopqrstuvwxyz", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "keys", "document"]
 
 
 def text(seed: int, words: int) -> str:

@@ -46,7 +46,8 @@ def many_lines() -> list[dict[str, object]]:
 def test_killed_again_and_again_it_ends_as_a_quiet_run(model: Path, tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.jsonl", many_lines())
     quiet = start(model, source, tmp_path / "quiet.jsonl", "--disk-kv", "4MiB")
-    assert quiet.wait() == 0, quiet.stderr and quiet.stderr.read()
+    _, message = quiet.communicate()
+    assert quiet.returncode == 0, message
     output, chooser, kills = tmp_path / "out.jsonl", random.Random(5), 0
     for _ in range(4):
         process = start(model, source, output, "--disk-kv", "4MiB")
