@@ -6,6 +6,7 @@ import itertools
 import os
 import tempfile
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from batch_files import request
@@ -156,3 +157,13 @@ def test_prompts_as_bytes() -> None:
 @pytest.mark.parametrize("count", [1, 2, 1000])
 def test_one_prompt_many_times(count: int) -> None:
     assert order_of([b"again" * 100] * count) == list(range(count))
+
+
+def test_among_branches_and_equal_prompts_the_longest_answer_goes_first(tmp_path: Path) -> None:
+    document = b"d" * 300
+    prompts = [b"short", document + b"1" * 100, document + b"2" * 100, b"other", document + b"1" * 100]
+    with (tmp_path / "keys").open("w+b") as scratch:
+        order = PrefixOrder(scratch)
+        for prompt, answer in zip(prompts, [50, 10, 20, 30, 40], strict=True):
+            order.add(1, prompt, answer)
+        assert order.order().tolist() == [0, 4, 1, 2, 3]

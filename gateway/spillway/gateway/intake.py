@@ -21,7 +21,7 @@ import xxhash
 
 from spillway.api.errors import ErrorCode, InputError, LineError, StorageError
 from spillway.api.lines import BatchLine, line_too_long, parse_line
-from spillway.gateway.order import PrefixOrder, prompt_bytes
+from spillway.gateway.order import PrefixOrder, most_tokens, prompt_bytes
 from spillway.gateway.reader import InputFile, Progress, RawLine
 from spillway.gateway.records import Record, RecordKind, encode, file_header
 from spillway.gateway.table import LINE_DTYPE, LineTable
@@ -103,7 +103,7 @@ class _Collector:
             self._named.append(index)
         self._valid.append(isinstance(checked, BatchLine))
         if isinstance(checked, BatchLine):
-            self._order.add(*prompt_bytes(checked.body))
+            self._order.add(*prompt_bytes(checked.body), most_tokens(checked.body))
         else:
             self._write_error(index, checked)
 

@@ -5,6 +5,9 @@ memory. Each prompt is hashed as a chain, and the hash is noted at boundaries th
 8 MiB). Two prompts agree at a boundary exactly if they share that prefix (a 32-bit collision costs order, not
 correctness), so refining groups boundary by boundary walks the tree at that resolution: of the prefix that two lines
 share, at most a fifth is overlooked, and never more than lies beyond the first 64 bytes, about one token block.
+
+Among branches, and among lines of one prompt, the one with the longest answer goes first: a long answer that starts
+last leaves the machine to itself at the end (longest processing time first, Graham 1969).
 """
 
 from __future__ import annotations
@@ -51,6 +54,11 @@ def prompt_bytes(body: ChatBody | CompletionBody) -> tuple[int, bytes]:
     return _TOKEN_SEED, array("i", chain.from_iterable(prompts)).tobytes()
 
 
+def most_tokens(body: ChatBody | CompletionBody) -> int:
+    """The most that a line may generate in one sequence; a line that sets no limit may fill the context."""
+    return _MASK if body.max_new_tokens is None else body.max_new_tokens
+
+
 def prefix_keys(seed: int, prompt: bytes) -> array[int]:
     """32-bit hashes of the prompt's prefixes at each boundary within it, and of the whole at the end."""
     state = xxhash.xxh3_64(seed=seed)
@@ -71,24 +79,26 @@ def prefix_keys(seed: int, prompt: bytes) -> array[int]:
 class PrefixOrder:
     """Collects keys line by line into a file, then orders.
 
-    Memory: 1 byte a line while collecting; while ordering about 60 bytes, and the keys as far as the kernel keeps them.
+    Memory: 5 bytes a line while collecting; while ordering about 70, and the keys as far as the kernel keeps them.
     """
 
     def __init__(self, scratch: BinaryIO) -> None:
         """`scratch`: an empty file open for reading and writing; gets 4 bytes per boundary that a prompt reaches."""
         self._scratch = scratch
         self._levels = array("B")
+        self._answers = array("I")
 
-    def add(self, seed: int, prompt: bytes) -> None:
-        """Takes in the next line."""
+    def add(self, seed: int, prompt: bytes, answer_tokens: int = 0) -> None:
+        """Takes in the next line. `answer_tokens`: the most that it may generate."""
         keys = prefix_keys(seed, prompt)
+        self._answers.append(min(answer_tokens, _MASK))
         self._scratch.write(keys.tobytes())
         self._levels.append(len(keys))
 
     def order(self) -> npt.NDArray[np.uint32]:
         """Numbers of the lines added, counted from 0, in depth-first order of the prefix tree: `[lines] uint32`.
 
-        Siblings stand in order of first appearance, equal prompts in order of the file.
+        Siblings and equal prompts stand by their longest answer, longest first, else in order of the file.
         """
         levels = np.frombuffer(self._levels, dtype=np.uint8)
         if len(levels) == 0:
@@ -96,7 +106,9 @@ class PrefixOrder:
         self._scratch.flush()
         keys = np.memmap(self._scratch, dtype=np.uint32, mode="r")
         starts = np.cumsum(levels, dtype=np.int64) - levels
-        return _refine(keys, starts, levels)
+        answers = np.frombuffer(self._answers, dtype=np.uint32).astype(np.int64)
+        longest_first = np.argsort(-answers, kind="stable").astype(np.uint32)
+        return longest_first[_refine(keys, starts[longest_first], levels[longest_first])]
 
 
 def _refine(
