@@ -2,6 +2,8 @@
 
 import torch
 
+from spillway.kernels.cpu.flash_prefill import flash_prefill
+from spillway.kernels.cpu.paged_decode import cascade_decode, paged_decode
 from spillway.kernels.reference import attention, fused
 
 
@@ -12,20 +14,6 @@ def _finish(result, like, out, lse):
     if lse is not None:
         lse.copy_(sums)
     return out
-
-
-def flash_prefill(q, pool, layer, block_tables, query_starts, context_lens, params, *, out=None, lse=None):
-    return _finish(
-        attention.flash_prefill(q, pool, layer, block_tables, query_starts, context_lens, params), q, out, lse
-    )
-
-
-def paged_decode(q, pool, layer, block_tables, context_lens, params, *, out=None, lse=None):
-    return _finish(attention.paged_decode(q, pool, layer, block_tables, context_lens, params), q, out, lse)
-
-
-def cascade_decode(q, pool, layer, block_tables, context_lens, shared_tokens, params, *, out=None, lse=None):
-    return paged_decode(q, pool, layer, block_tables, context_lens, params, out=out, lse=lse)
 
 
 def merge_states(out_a, lse_a, out_b, lse_b, *, out=None, lse=None):

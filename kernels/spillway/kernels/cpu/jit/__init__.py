@@ -1,0 +1,1 @@
+"""Kernel bodies in Numba; imported only when one has to be compiled."""
