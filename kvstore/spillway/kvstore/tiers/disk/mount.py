@@ -71,11 +71,12 @@ class Share:
 
     def allocated_bytes(self) -> int:
         """Bytes of all segment files, allocated or promised, whichever is more."""
-        total = 0
-        for path in self.directory.glob("segment-*"):
-            status = path.stat()
-            total += max(status.st_blocks * 512, status.st_size)
-        return total
+        while True:
+            try:
+                statuses = [path.stat() for path in self.directory.glob("segment-*")]
+            except FileNotFoundError:
+                continue  # a segment was finished or removed meanwhile: look again
+            return sum(max(status.st_blocks * 512, status.st_size) for status in statuses)
 
     def release(self) -> None:
         """Let another store have the share."""

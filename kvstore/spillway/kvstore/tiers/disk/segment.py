@@ -53,15 +53,23 @@ class Geometry:
         """Size of the file."""
         return self.slots_offset + self.slots * self.stride
 
+    @property
+    def reserved_bytes(self) -> int:
+        """What the file can come to take of the disk: its extents take more as it is written.
+
+        A slot written into preallocated space splits an extent in two; ext4 keeps 340 to a block, half-full at worst.
+        """
+        return self.file_bytes + 2 * PAGE_BYTES + 64 * self.slots
+
     def offset(self, slot: int) -> int:
         """Where ``slot`` begins."""
         return self.slots_offset + slot * self.stride
 
 
 def slots_within(payload_bytes: int, budget_bytes: int) -> int:
-    """The most slots a segment of at most ``budget_bytes`` can have."""
-    slots = max(0, (budget_bytes - 2 * PAGE_BYTES) // (payload_bytes + PAGE_BYTES))
-    while slots and Geometry(payload_bytes, slots).file_bytes > budget_bytes:
+    """The most slots a segment that takes at most ``budget_bytes`` can have."""
+    slots = max(0, (budget_bytes - 4 * PAGE_BYTES) // (payload_bytes + PAGE_BYTES))
+    while slots and Geometry(payload_bytes, slots).reserved_bytes > budget_bytes:
         slots -= 1
     return slots
 

@@ -84,7 +84,7 @@ class DiskTier(Tier):
 
     def _open_segments(self) -> None:
         if not slots_within(self._payload_bytes, self._share.budget_bytes):
-            need = Geometry(self._payload_bytes, 1).file_bytes
+            need = Geometry(self._payload_bytes, 1).reserved_bytes
             raise ConfigError(
                 f"a share of {self._share.budget_bytes} bytes of the disk budget holds no block: one takes {need}"
             )
@@ -301,9 +301,9 @@ class DiskTier(Tier):
         if time.monotonic() < self._no_growth_until:
             return False
         wanted = min(self._share.budget_bytes, max(_SEGMENT_BYTES, self._share.budget_bytes // _MOST_SEGMENTS))
-        smallest = Geometry(self._payload_bytes, 1).file_bytes
+        smallest = Geometry(self._payload_bytes, 1).reserved_bytes
         try:
-            while (room := self._share.budget_bytes - self._share.allocated_bytes()) < smallest and self._unusable:
+            while (room := self._room()) < smallest and self._unusable:
                 self._unusable.popleft().unlink(missing_ok=True)
             slots = slots_within(self._payload_bytes, min(wanted, room, self._space_above_floor()))
             if slots == 0:
@@ -321,6 +321,11 @@ class DiskTier(Tier):
             self._segments.append(segment)
             self._clean.extend(Place(segment, slot) for slot in range(slots - 1, -1, -1))
         return True
+
+    def _room(self) -> int:
+        """Bytes of the share that no segment takes or can come to take."""
+        promised = sum(segment.geometry.reserved_bytes - segment.geometry.file_bytes for segment in self._segments)
+        return self._share.budget_bytes - self._share.allocated_bytes() - promised
 
     def _space_above_floor(self) -> int:
         status = os.statvfs(self._share.directory)
