@@ -1,68 +1,93 @@
 #!/usr/bin/env python3
-"""The main job on a real model: many questions over a few long documents, with a KV pool that is far too small.
+"""The main job on a real model: questions over shared documents, with far too little memory for the KV cache.
 
-    make demo
+    python examples/demo.py            # or: make demo
 
-Two batches ask different questions about the same documents. The first computes each document once and spills its KV
-through host memory to disk; the second finds it there. All of it is the ordinary `spillway run`; the commands are shown.
+Two batches ask different questions about the same four documents. The device pool holds the KV of one document and a
+half, the host tier that of a third of one, so KV goes to disk. The second batch runs in a new process: it finds the
+documents' KV on disk and reads it back, verified, instead of computing it again.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import shlex
 import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-OUT = HERE.parent / "out" / "demo"
-SPILLWAY = Path(sysconfig.get_path("scripts")) / "spillway"
-BUDGETS = ["--device-kv", "160MiB", "--host-kv", "96MiB", "--disk-kv", "1GiB", "--disk-dir", str(OUT / "kv")]
+sys.path[:0] = [str(HERE), str(HERE / "documents")]
+
+from fetch_smollm2 import FetchError, default_cache, fetch  # noqa: E402
+from make_batch import interleaved, questions  # noqa: E402
+from show_answers import answers, report  # noqa: E402
+
+BUDGETS = ("--device-kv", "128MiB", "--host-kv", "32MiB", "--disk-kv", "2GiB")
+RUNS = {"first": "1. Nothing cached yet", "second": "2. A new process, other questions, the same documents"}
 
 
-def call(*command: str | Path) -> str:
-    """Run a command, shown first; its standard output. Ends the demo if it fails."""
-    shown = shlex.join(str(part) for part in command)
-    print(f"\n$ {shown}", flush=True)
-    finished = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if finished.returncode:
-        sys.exit(finished.returncode)
-    return finished.stdout
+def run(part: str, checkpoint: Path, out: Path) -> dict[str, Any]:
+    """Answer one part's questions with `spillway run`, and return its report.
 
-
-def run_part(model: str, part: str) -> dict[str, Any]:
-    """One batch: make it, run it, show its answers. Returns the run's report."""
-    batch, results, report = (OUT / f"{part}{ending}" for ending in (".jsonl", ".results.jsonl", ".report.json"))
-    call(sys.executable, HERE / "documents" / "make_batch.py", batch, "--part", part)
-    files = ["--model", model, "--input", str(batch), "--output", str(results), "--report", str(report)]
-    call(SPILLWAY, "run", *files, *BUDGETS)
-    print(call(sys.executable, HERE / "documents" / "show_answers.py", results))
-    loaded: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
+    Raises:
+        subprocess.CalledProcessError: the run failed; it has said why.
+    """
+    batch, results, numbers = (out / f"{part}{end}" for end in (".jsonl", "-results.jsonl", "-report.json"))
+    lines = (json.dumps(question.line(), ensure_ascii=False) + "\n" for question in interleaved(questions(part)))
+    batch.write_text("".join(lines), encoding="utf-8")
+    command = ["spillway", "run", "--model", str(checkpoint), "--input", str(batch), "--output", str(results)]
+    command += [*BUDGETS, "--disk-dir", str(out / "kv"), "--report", str(numbers)]
+    print(f"\n{RUNS[part]}\n$ {' '.join(command)}\n", flush=True)
+    subprocess.run([str(Path(sys.executable).with_name("spillway")), *command[1:]], check=True)
+    loaded: dict[str, Any] = json.loads(numbers.read_text())
     return loaded
 
 
+def comparison(reports: dict[str, dict[str, Any]]) -> str:
+    """The two runs' figures side by side."""
+
+    def tier(each: dict[str, Any], name: str, field: str) -> int:
+        return int(each["store"]["tiers"][name][field])
+
+    rows = {
+        "prompt tokens": lambda each: f"{each['prompt_tokens']:,}",
+        "  found in the KV cache": lambda each: f"{each['prefix_hit_share']:.1%}",
+        "KV blocks spilled to host": lambda each: f"{tier(each, 'host', 'stores'):,}",
+        "KV blocks spilled to disk": lambda each: f"{tier(each, 'disk', 'stores'):,}",
+        "KV blocks back from host": lambda each: f"{tier(each, 'host', 'hits'):,}",
+        "KV blocks back from disk": lambda each: f"{tier(each, 'disk', 'hits'):,}",
+        "  of which failed verification": lambda each: (
+            f"{sum(tier(each, n, 'verify_failures') for n in ('host', 'disk'))}"
+        ),
+        "seconds, model loading apart": lambda each: f"{each['run_s']:.1f}",
+    }
+    lines = [f"{'':32}{'first run':>14}{'second run':>14}"]
+    lines += [f"{name:32}" + "".join(f"{show(each):>14}" for each in reports.values()) for name, show in rows.items()]
+    return "\n".join(lines)
+
+
 def main() -> int:
-    """Fetch the model if need be, run both parts, and say what the numbers show."""
-    print("Spillway demo: SmolLM2-135M-Instruct on this machine's CPU; a few minutes on two cores.")
-    shutil.rmtree(OUT, ignore_errors=True)
-    OUT.mkdir(parents=True)
-    model = call(sys.executable, HERE / "fetch_smollm2.py").strip().splitlines()[-1]
-    first, second = run_part(model, "first"), run_part(model, "second")
-    print("What to see here")
-    for name, report in (("first", first), ("second", second)):
-        tiers = report["store"]["tiers"]
-        print(
-            f"  {name:6}  {report['prefix_hit_share']:6.1%} of prompt tokens were not computed again; "
-            f"{tiers['disk']['stores']} blocks written to disk, "
-            f"{tiers['host']['hits']} fetched from host and {tiers['disk']['hits']} from disk, "
-            f"{sum(tier['verify_failures'] for tier in tiers.values())} failed verification; "
-            f"{report['run_s']:.0f} s at {report['tokens_per_s']:,.0f} tokens/s"
-        )
-    print(f"  Results and reports are in {OUT}.")
+    """Fetch the model, run both batches, print the answers and the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=HERE.parent / "out" / "demo", help="(default: %(default)s)")
+    out = parser.parse_args().out.absolute()
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    try:
+        checkpoint = fetch(default_cache())
+    except FetchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    try:
+        reports = {part: run(part, checkpoint, out) for part in RUNS}
+    except subprocess.CalledProcessError as error:
+        return int(error.returncode)
+    for part in RUNS:
+        print(report(questions(part), answers(out / f"{part}-results.jsonl")))
+    print(f"\n{comparison(reports)}\n\nEverything is in {out}: batch files, results, reports, and the KV on disk.")
     return 0
 
 

@@ -214,8 +214,18 @@ def run_spillway(setting: Setting, place: Place, budget: SpillwayBudget) -> Outc
         versions=[
             f"{name}=={number}" for name, number in figures["machine"].items() if name not in ("processor", "cpus")
         ],
-        details={"report": {key: figures[key] for key in figures if key not in ("command", "machine", "model")}},
+        details={"report": brief(figures)},
     )
+
+
+def brief(report: dict[str, Any]) -> dict[str, Any]:
+    """A run's report without what the result says anyhow, and without the latency histograms of its tiers."""
+    kept = {key: report[key] for key in report if key not in ("command", "machine", "model")}
+    if report["store"]:
+        tiers = report["store"]["tiers"].items()
+        short = {name: {key: tier[key] for key in tier if not key.endswith("latency")} for name, tier in tiers}
+        kept["store"] = {**report["store"], "tiers": short}
+    return kept
 
 
 def read_texts(output: Path, lines: int) -> list[str]:

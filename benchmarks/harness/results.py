@@ -32,7 +32,8 @@ def machine() -> dict[str, Any]:
 
 def shared_tokens(output: list[int], reference: list[int]) -> int:
     """How many tokens from the start agree."""
-    return next((at for at, (a, b) in enumerate(zip(output, reference, strict=False)) if a != b), len(reference))
+    length = min(len(output), len(reference))
+    return next((at for at in range(length) if output[at] != reference[at]), length)
 
 
 def match_share(outputs: list[list[int]], reference: list[list[int]]) -> float:
