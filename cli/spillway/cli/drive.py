@@ -37,6 +37,8 @@ class Tally:
     lines_failed: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    model_tokens: int = 0
+    """Tokens the model ran over, of lines that are still under way too: what moves between two finished lines."""
 
 
 @dataclass(slots=True)
@@ -64,6 +66,7 @@ class Driver:
                 continue
             for outcome in self.engine.step():
                 self._take(outcome)
+            self.tally.model_tokens = self.engine.model_tokens
             self.on_step(self.tally)
 
     def _feed(self, source: Iterator[PendingLine]) -> bool:

@@ -59,7 +59,7 @@ class RunProgress:
 
     def _note(self, now: float, tally: Tally) -> str:
         finished = tally.lines_done + tally.lines_failed
-        tokens = tally.prompt_tokens + tally.completion_tokens
+        tokens = tally.model_tokens
         if now - self._window[-1][0] >= 1.0:
             self._window.append((now, finished, tokens))
         while len(self._window) > 2 and now - self._window[1][0] > RATE_WINDOW_S:

@@ -73,9 +73,9 @@ class Engine:
         return len(self._pending)
 
     @property
-    def num_waiting(self) -> int:
-        """Sequences that hold no blocks yet."""
-        return self._scheduler.num_waiting
+    def model_tokens(self) -> int:
+        """Tokens the model ran over so far: prompt tokens that were not found, and generated ones."""
+        return self._scheduler.stats.step_tokens
 
     def add(self, request: Request) -> None:
         """Queue a request. The caller made sure that the prompt fits ``pool_tokens``, and all of it the context."""

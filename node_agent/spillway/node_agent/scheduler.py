@@ -189,7 +189,7 @@ class Scheduler:
             step.plan.spills.append((block, name))
 
     def _preempt(self, sequence: Sequence, step: Step) -> None:
-        """Take all blocks from a sequence: full ones stay cached until they must make room, a partial one is spilled."""
+        """Take all blocks from a sequence: full ones stay cached until they make room, a partial one is spilled."""
         step.preempted = True
         self.stats.preemptions += 1
         full, partial = divmod(sequence.computed, self.blocks.block_tokens)
