@@ -268,7 +268,7 @@ class TestGroupSync:
             group = sync.GroupSync(file.fileno(), 3600, 1000)
             group.wrote(999)
             assert not synced.wait(0.05)
-            group.wrote(1)
+            group.wrote(1000)
             assert synced.wait(60)
             group.close()
 
@@ -277,9 +277,11 @@ class TestGroupSync:
         monkeypatch.setattr(sync.os, "fdatasync", calls.append)
         with log.open("wb") as file:
             group = sync.GroupSync(file.fileno(), 3600, 1000)
-            group.wrote(1)
+            group.wrote(10)
+            assert group.synced_bytes == 0
             group.close()
             assert calls == [file.fileno()]
+            assert group.synced_bytes == 10
 
     def test_a_failed_sync_is_never_forgotten(self, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         failing = [True]

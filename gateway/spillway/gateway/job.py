@@ -14,6 +14,7 @@ manifest stays, so that running the same job again finds it complete.
 from __future__ import annotations
 
 import secrets
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -42,6 +43,7 @@ from spillway.gateway.reader import InputFile, Progress
 from spillway.gateway.records import Record, RecordKind
 from spillway.gateway.seal import seal
 from spillway.gateway.table import LineTable
+from spillway.gateway.tail import ResultTail
 
 MANIFEST, TABLE, LOG = "manifest.json", "lines.table", "results.log"
 
@@ -59,6 +61,8 @@ class PendingLine:
     body: Body
     line_number: int
     head: BodyHead
+    raw: bytes
+    """The line as it stands in the input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +101,7 @@ class Job:
         self._table: LineTable | None = None
         self._ledger: Ledger | None = None
         self._codes: Counter[str] = Counter()
+        self._codes_lock = threading.Lock()
         if manifest.sealed is None:
             self._table = LineTable.load(paths.directory / TABLE)
             if len(self._table.lines) != manifest.num_lines:
@@ -151,6 +156,11 @@ class Job:
         return self._manifest.created
 
     @property
+    def tail(self) -> ResultTail:
+        """Readers' view of the log."""
+        return ResultTail(self.paths.directory / LOG, self._manifest.log_key, self.digest)
+
+    @property
     def repairs(self) -> LedgerRepairs:
         """Damage found and mended in the ledger so far."""
         return LedgerRepairs() if self._ledger is None else self._ledger.repairs
@@ -168,11 +178,26 @@ class Job:
 
         Raises InputChangedError if the input was written to.
         """
+        return map(self.line, self.pending_indices())
+
+    def pending_indices(self) -> Iterator[int]:
+        """Indices of the lines that `pending` yields, without reading them."""
         if self._table is None or self._ledger is None:
             return
         for index in self._table.order:
             if not self._ledger.has(int(index)):
-                yield self._pending_line(int(index))
+                yield int(index)
+
+    def line(self, index: int) -> PendingLine:
+        """One line that passed intake, by index. Raises InputChangedError."""
+        raw, line = self._read(index)
+        name = self._under_way[index] = self._name_of(index, line)
+        head = BodyHead(name.ids.body, self.created, line.body.model)
+        return PendingLine(index, line.custom_id, line.url, line.body, line.line_number, head, raw)
+
+    def is_done(self, index: int) -> bool:
+        """Whether a line has a result or an error."""
+        return self._ledger is None or self._ledger.has(index)
 
     def complete(self, index: int, body: bytes) -> bool:
         """Records the response body (JSON) of a line. False if the line has a result already: the first one stays.
@@ -193,13 +218,15 @@ class Job:
             return False
         error = replace(error, custom_id=self._name(index).custom_id, line=int(self._table.lines[index]["number"]))
         recorded = self._ledger.append(Record(index, RecordKind.ERROR, encode_error(error)))
-        self._codes[str(error.code)] += int(recorded)
+        with self._codes_lock:
+            self._codes[str(error.code)] += int(recorded)
         self._under_way.pop(index, None)
         return recorded
 
-    def seal(self) -> JobCounts:
+    def seal(self, *, keep_log: bool = False) -> JobCounts:
         """Writes output and error files in input order, each in one piece, and drops the ledger. Idempotent.
 
+        `keep_log` leaves the log for readers of `tail` who are not through with it.
         Raises JobError while lines are pending, JobCorruptError if a result was damaged on disk since it was written
         (run again: that line is redone), StorageError.
         """
@@ -212,8 +239,15 @@ class Job:
         self._manifest.save(self.paths.directory / MANIFEST)
         self._ledger.close()
         self._ledger = self._table = None
-        _drop_working_files(self.paths)
+        remove(self.paths.directory / TABLE)
+        if not keep_log:
+            remove(self.paths.directory / LOG)
         return self.counts()
+
+    @property
+    def durable_bytes(self) -> int:
+        """How far `tail` may be read now; results behind it could still be lost to a power cut. 0 once sealed."""
+        return 0 if self._ledger is None else self._ledger.durable_bytes
 
     def close(self) -> None:
         """Makes results durable and lets go of the job. Safe to call twice. Raises StorageError."""
@@ -224,13 +258,7 @@ class Job:
             self._source.close()
             self._lock.release()
 
-    def _pending_line(self, index: int) -> PendingLine:
-        line = self._parse(index)
-        name = self._under_way[index] = self._name_of(index, line)
-        head = BodyHead(name.ids.body, self.created, line.body.model)
-        return PendingLine(index, line.custom_id, line.url, line.body, line.line_number, head)
-
-    def _parse(self, index: int) -> BatchLine:
+    def _read(self, index: int) -> tuple[bytes, BatchLine]:
         assert self._table is not None
         row = self._table.lines[index]
         raw = self._source.read_line(int(row["offset"]), int(row["length"]))
@@ -240,12 +268,12 @@ class Job:
                 f"line {line.line} of {self.paths.input} is not what it was",
                 "Put the former content back and run again.",
             )
-        return line
+        return raw, line
 
     def _name(self, index: int) -> _LineName:
         """What a line is called: known if it came from `pending`, else read again."""
         known = self._under_way.get(index)
-        return self._name_of(index, self._parse(index)) if known is None else known
+        return self._name_of(index, self._read(index)[1]) if known is None else known
 
     def _name_of(self, index: int, line: BatchLine) -> _LineName:
         return _LineName(line.custom_id, line_ids(self.digest, index, line.custom_id, line.url))

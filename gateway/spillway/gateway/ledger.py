@@ -66,6 +66,7 @@ class Ledger:
             os.close(self._fd)
             raise
         self._group_sync = GroupSync(self._fd, SYNC_INTERVAL_S, SYNC_BYTES)
+        self._group_sync.wrote(self._end)
 
     def close(self) -> None:
         """Makes everything durable and closes the file. Safe to call twice. Raises StorageError."""
@@ -80,6 +81,11 @@ class Ledger:
     def sync(self) -> None:
         """Returns once all records appended so far would survive a power cut. Raises StorageError."""
         self._group_sync.sync()
+
+    @property
+    def durable_bytes(self) -> int:
+        """Length of the part of the log, in whole records, that would survive a power cut."""
+        return self._group_sync.synced_bytes
 
     def has(self, index: int) -> bool:
         """Whether the line has a record."""
@@ -101,7 +107,8 @@ class Ledger:
             self._write(blob)
             self._note(record, self._end)
             self._end += len(blob)
-        self._group_sync.wrote(len(blob))
+            end = self._end
+        self._group_sync.wrote(end)
         return True
 
     def read(self, index: int) -> Record | None:

@@ -19,22 +19,28 @@ class GroupSync:
     def __init__(self, descriptor: int, interval_s: float, max_bytes: int) -> None:
         self._fd, self._interval_s, self._max_bytes = descriptor, interval_s, max_bytes
         self._changed = threading.Condition()
-        self._waiting_bytes = 0
+        self._written_bytes = 0
+        self._synced_bytes = 0
         self._due_s: float | None = None  # when the oldest waiting write must be synced; None: nothing waits
         self._failure: OSError | None = None
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="spillway-ledger-sync", daemon=True)
         self._thread.start()
 
-    def wrote(self, num_bytes: int) -> None:
-        """Notes a write that was just done. Raises StorageError if an earlier sync failed."""
+    @property
+    def synced_bytes(self) -> int:
+        """Length of the part of the file, from its start, that would survive a power cut."""
+        return self._synced_bytes
+
+    def wrote(self, end_bytes: int) -> None:
+        """Notes that the file was just written up to `end_bytes`. Raises StorageError if an earlier sync failed."""
         with self._changed:
             self._raise_failure()
             if self._due_s is None:
                 self._due_s = time.monotonic() + self._interval_s
                 self._changed.notify_all()
-            self._waiting_bytes += num_bytes
-            if self._waiting_bytes >= self._max_bytes and self._due_s > 0:
+            self._written_bytes = max(self._written_bytes, end_bytes)
+            if self._written_bytes - self._synced_bytes >= self._max_bytes and self._due_s > 0:
                 self._due_s = 0
                 self._changed.notify_all()
 
@@ -66,16 +72,21 @@ class GroupSync:
                 elif (left_s := self._due_s - time.monotonic()) > 0:
                     self._changed.wait(left_s)
                 else:
-                    self._due_s, self._waiting_bytes = None, 0
+                    self._due_s = None
                     return True
             return False
 
     def _sync_now(self) -> None:
+        with self._changed:
+            end_bytes = self._written_bytes
         try:
             os.fdatasync(self._fd)
         except OSError as error:
             with self._changed:
                 self._failure = error
+            return
+        with self._changed:
+            self._synced_bytes = max(self._synced_bytes, end_bytes)
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
