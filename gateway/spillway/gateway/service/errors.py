@@ -1,0 +1,52 @@
+"""What the service refuses, with a reason that programs may match on."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from spillway.api.errors import SpillwayError
+
+
+class Reason(StrEnum):
+    """Reasons in a google.rpc.ErrorInfo of domain `spillway.dev`. A reason never changes its meaning."""
+
+    INVALID_ARGUMENT = "INVALID_ARGUMENT"
+    JOB_NOT_FOUND = "JOB_NOT_FOUND"
+    JOB_NOT_FINAL = "JOB_NOT_FINAL"
+    JOB_FINAL = "JOB_FINAL"
+    NO_ERRORS = "NO_ERRORS"
+    REQUEST_ID_REUSED = "REQUEST_ID_REUSED"
+    INPUT_TOO_LARGE = "INPUT_TOO_LARGE"
+    BAD_RESULT = "BAD_RESULT"
+    STORAGE = "STORAGE"
+
+
+class ServiceError(SpillwayError):
+    """Root of what a call to the service can raise. `reason` tells programs, `message` and `hint` tell people."""
+
+    def __init__(self, reason: Reason, message: str, hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.reason = reason
+
+
+class InvalidError(ServiceError):
+    """The call itself is wrong, whatever the state of the service."""
+
+    def __init__(self, message: str, hint: str = "", reason: Reason = Reason.INVALID_ARGUMENT) -> None:
+        super().__init__(reason, message, hint)
+
+
+class NotFoundError(ServiceError):
+    """There is no such thing."""
+
+
+class ConflictError(ServiceError):
+    """The call is fine, but not in this state."""
+
+
+class AlreadyExistsError(ServiceError):
+    """The name is taken by something else."""
+
+
+class ResourceError(ServiceError):
+    """A limit or the disk stands in the way."""

@@ -1,0 +1,145 @@
+"""Timed claims on the lines of one job. Pure bookkeeping: no clock, no I/O; whoever calls says what time it is.
+
+Lines are handed out in the job's own order, in runs of neighbours, so that an agent gets lines that share a prefix.
+Lines that come back go first. A line that fails or whose lease runs out too often is given up, with its history.
+"""
+
+from __future__ import annotations
+
+import heapq
+import secrets
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Protocol
+
+
+@dataclass(slots=True)
+class Lease:
+    """A claim of one worker. `lines` are those not finished yet; it is lost once `expires_s` has passed."""
+
+    id: str
+    worker: str
+    expires_s: float
+    lines: set[int] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class GivenUp:
+    """A line that used up its attempts; `history` says what became of each."""
+
+    index: int
+    history: tuple[str, ...]
+
+
+class Lines(Protocol):
+    """What a lease book needs of a job."""
+
+    def pending_indices(self) -> Iterator[int]:
+        """Lines without a result, in the order in which they should run."""
+
+    def is_done(self, index: int) -> bool:
+        """Whether a line has a result."""
+
+
+class LeaseBook:
+    """Who works on what. `finished` is to be told of every line that is done, once the job knows of it."""
+
+    def __init__(self, job: Lines, ttl_s: float, max_attempts: int) -> None:
+        self._order = enumerate(job.pending_indices())
+        self._is_done = job.is_done
+        self._ttl_s, self._max_attempts = ttl_s, max_attempts
+        self._returned: list[tuple[int, int]] = []  # heap of (place in the order, line)
+        self._leases: dict[str, Lease] = {}
+        self._holder: dict[int, tuple[int, str]] = {}  # by line: its place, the lease that has it
+        self._history: dict[int, list[str]] = {}
+
+    @property
+    def num_leased(self) -> int:
+        """Lines that somebody works on."""
+        return len(self._holder)
+
+    def take(self, worker: str, max_lines: int, now_s: float) -> Lease | None:
+        """Leases up to `max_lines` lines, or none if there are none to lease now."""
+        places = list(islice(self._next(), max_lines))
+        if not places:
+            return None
+        lease = Lease(secrets.token_hex(12), worker, now_s + self._ttl_s)
+        self._leases[lease.id] = lease
+        for place, index in places:
+            lease.lines.add(index)
+            self._holder[index] = place, lease.id
+        return lease
+
+    def attempt(self, index: int) -> int:
+        """Number of the attempt that a line is in, from 1."""
+        return len(self._history.get(index, ())) + 1
+
+    def renew(self, lease_id: str, now_s: float) -> bool:
+        """Keeps a lease alive. False if it is lost."""
+        lease = self._leases.get(lease_id)
+        if lease is None:
+            return False
+        lease.expires_s = now_s + self._ttl_s
+        return True
+
+    def finished(self, index: int) -> None:
+        """The line is done, by whomever."""
+        self._history.pop(index, None)
+        held = self._holder.pop(index, None)
+        if held is not None:
+            self._drop(held[1], index)
+
+    def failed(self, lease_id: str, index: int, why: str) -> GivenUp | None:
+        """The attempt under this lease came to nothing: the line goes back, or is given up and returned."""
+        held = self._holder.get(index)
+        if held is None or held[1] != lease_id:
+            return None
+        return self._back(index, f"{self._leases[lease_id].worker}: {why}")
+
+    def give_back(self, lease_id: str) -> None:
+        """The worker returns what it has not finished; that counts as no attempt."""
+        for index in sorted(self._lines(lease_id)):
+            self._back(index, None)
+
+    def expire(self, now_s: float) -> list[GivenUp]:
+        """Takes back what leases past their time hold. Returns the lines that this was the last attempt of."""
+        lost = [lease for lease in self._leases.values() if lease.expires_s < now_s]
+        tried = [self._back(index, f"{lease.worker}: lease ran out") for lease in lost for index in sorted(lease.lines)]
+        return [given_up for given_up in tried if given_up is not None]
+
+    def revoke(self) -> None:
+        """Ends all leases: their lines are not wanted any more."""
+        for lease_id in list(self._leases):
+            self.give_back(lease_id)
+
+    def _next(self) -> Iterator[tuple[int, int]]:
+        while self._returned:
+            place, index = heapq.heappop(self._returned)
+            if not self._is_done(index):
+                yield place, index
+        for place, index in self._order:
+            if not self._is_done(index):
+                yield place, index
+
+    def _back(self, index: int, why: str | None) -> GivenUp | None:
+        place, lease_id = self._holder.pop(index)
+        self._drop(lease_id, index)
+        history = self._history.setdefault(index, []) if why is not None else []
+        if why is not None:
+            history.append(why)
+        if len(history) >= self._max_attempts:
+            del self._history[index]
+            return GivenUp(index, tuple(history))
+        heapq.heappush(self._returned, (place, index))
+        return None
+
+    def _drop(self, lease_id: str, index: int) -> None:
+        lease = self._leases[lease_id]
+        lease.lines.discard(index)
+        if not lease.lines:
+            del self._leases[lease_id]
+
+    def _lines(self, lease_id: str) -> Iterable[int]:
+        lease = self._leases.get(lease_id)
+        return () if lease is None else lease.lines
