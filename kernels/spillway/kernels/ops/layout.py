@@ -53,7 +53,9 @@ class Layout:
     @property
     def tile_key(self) -> TileKey:
         """What the tuning tables know this variant by."""
-        return TileKey(self.padded_dim, self.operand.primitive_bitwidth, self.pool_bits)
+        return TileKey(
+            self.padded_dim, self.operand.primitive_bitwidth, self.pool_bits, biased=self.soft_cap or self.alibi
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,12 +17,36 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def narrow(x, dtype: tl.constexpr, interpreted: tl.constexpr):
-    """fp32 to dtype, to the nearest even; the interpreter would truncate to bf16, so its bits are rounded first."""
+    """fp32 to a narrower float, to the nearest even. The interpreter would truncate, so it gets bits already rounded."""
     if interpreted and dtype == tl.bfloat16:
-        bits = x.to(tl.uint32, bitcast=True)
-        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
-        x = bits.to(tl.float32, bitcast=True)
+        x = _round_bits(x, 16)
+    if interpreted and dtype == tl.float8e4nv:
+        # Below 2^-6 e4m3 has steps of 2^-9; above it keeps three bits of mantissa.
+        steps = (x * 512.0 + 12582912.0) - 12582912.0
+        x = tl.where(tl.abs(x) < 0.015625, steps / 512.0, _round_bits(x, 20))
     return x.to(dtype)
+
+
+@triton.jit
+def _round_bits(x, dropped: tl.constexpr):
+    """x with its lowest bits rounded away; NaN stays as it is."""
+    bits = x.to(tl.uint32, bitcast=True)
+    bits = bits + ((1 << (dropped - 1)) - 1) + ((bits >> dropped) & 1)
+    bits = (bits >> dropped) << dropped
+    return tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
+
+
+@triton.jit
+def encode(x, dtype: tl.constexpr, interpreted: tl.constexpr):
+    """fp32 to what a pool stores: rounded to the nearest even; fp8 and int8 saturate."""
+    if dtype == tl.int8:
+        x = tl.minimum(tl.maximum(x, -128.0), 127.0)
+        x = (x + 12582912.0) - 12582912.0  # 1.5 * 2^23: the sum has no bits left for fractions
+        return x.to(tl.int8)
+    else:  # noqa: RET505 - the compiler needs both returns in one statement
+        if dtype == tl.float8e4nv:
+            x = tl.minimum(tl.maximum(x, -448.0), 448.0)
+        return narrow(x, dtype, interpreted)
 
 
 @triton.jit

@@ -52,7 +52,7 @@ class Resources:
     local_bytes: int
     shared_bytes: int
     warps: int
-    instructions: dict[str, int]
+    instructions: tuple[tuple[str, int], ...]
 
     def problem(self, gpu: Gpu) -> str | None:
         """Why this kernel must not ship for ``gpu``, or None."""
@@ -120,7 +120,7 @@ def resources_of(compiled: Any) -> Resources:
         local_bytes=int(numbers["LOCAL"]),
         shared_bytes=int(numbers["SHARED"]) + compiled.metadata.shared,
         warps=compiled.metadata.num_warps,
-        instructions={name: n for name in _INSTRUCTIONS if (n := len(re.findall(rf"\b{name}\b", code)))},
+        instructions=tuple((name, n) for name in _INSTRUCTIONS if (n := len(re.findall(rf"\b{name}\b", code)))),
     )
 
 

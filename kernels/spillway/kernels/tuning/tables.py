@@ -3,7 +3,8 @@
 ``tables/`` holds one TOML file per GPU (``nvidia_h200.toml``, written by ``python -m spillway.kernels.tuning``), one per
 compute capability (``sm_90.toml``) and ``default.toml``, which fits every GPU from sm_80 on. A tile is looked for in
 that order; the first entry that fits counts. Entries name what decides a kernel's appetite for registers and shared
-memory: the padded head dimension, the bits of a product's operand and of a stored value; a name left out fits all.
+memory: the padded head dimension, the bits of a product's operand and of a stored value, and whether scores are biased
+(soft cap or ALiBi); a name left out fits all.
 
 ``depth`` is how many KV tiles are on their way while one is worked on. The page lookup makes every KV load an indirect
 one, for which Triton's pipeliner spends two of its stages per tile, so ``num_stages = 2 * depth + 1``: a plain
@@ -58,6 +59,7 @@ class TileKey:
     padded_dim: int
     operand_bits: int
     pool_bits: int
+    biased: bool
 
 
 def file_names(gpu: Gpu) -> tuple[str, str, str]:
