@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from spillway.kvstore import BlockHash, Faults, KVIdentity, StoreConfig, block_hash
 from spillway.kvstore.buffers import Bytes
 from spillway.kvstore.eviction.lru import LRU

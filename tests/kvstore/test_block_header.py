@@ -5,6 +5,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 from kv_factories import IDENTITY, OTHER_IDENTITY, content, header_of, name
+
 from spillway.kvstore.header import CODEC_DATA_BYTES, HEADER_BYTES, BlockHeader, unpack
 from spillway.kvstore.outcomes import MissReason
 from spillway.kvstore.sealing import Sealer

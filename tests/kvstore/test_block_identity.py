@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kv_factories import IDENTITY
+
 from spillway.kvstore import ConfigError, KVIdentity, TokenIdError, block_hash
 
 OTHER_VALUES = {

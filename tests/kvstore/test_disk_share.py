@@ -1,11 +1,13 @@
 """Who may use a disk directory, and how much of it."""
 
-import multiprocessing
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from kv_factories import IDENTITY, OTHER_IDENTITY, content, disk_bytes, name, store_config
+
 from spillway.kvstore import (
     BlockStore,
     ConfigError,
@@ -93,28 +95,28 @@ def used_bytes(directory: Path) -> int:
     return sum(path.stat().st_blocks * 512 for path in directory.rglob("*"))
 
 
-def _hold(directory: Path, ready: "multiprocessing.Event", leave: "multiprocessing.Event") -> None:  # type: ignore[valid-type]
-    held = open_share(directory, BUDGET, 1, IDENTITY)
-    ready.set()
-    leave.wait(60)
-    held.release()
+HOLDER = """
+import sys, time
+from pathlib import Path
+from kv_factories import IDENTITY
+from spillway.kvstore.tiers.disk.mount import open_share
+
+open_share(Path(sys.argv[1]), int(sys.argv[2]), 1, IDENTITY)
+print("held", flush=True)
+time.sleep(60)
+"""
 
 
 def test_another_process_is_kept_out_until_this_one_dies(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    ready, leave = context.Event(), context.Event()
-    process = context.Process(target=_hold, args=(tmp_path, ready, leave))
-    process.start()
-    try:
-        assert ready.wait(60)
-        with pytest.raises(MountBusyError, match=f"process {process.pid}"):
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    arguments = [sys.executable, "-c", HOLDER, str(tmp_path), str(BUDGET)]
+    with subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(MountBusyError, match=f"process {holder.pid}"):
             share(tmp_path)
-        process.kill()
-        process.join()
-        share(tmp_path).release()
-    finally:
-        leave.set()
-        process.join()
+        holder.kill()
+    share(tmp_path).release()
 
 
 def test_a_directory_that_cannot_be_used_is_named(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from kv_factories import BLOCK_BYTES, IDENTITY, OTHER_IDENTITY, TierBench, blank, content, disk_bytes, disk_tier, name
+
 from spillway.kvstore.buffers import Bytes
 from spillway.kvstore.eviction.lru import LRU
 from spillway.kvstore.header import HEADER_BYTES, BlockHeader, unpack

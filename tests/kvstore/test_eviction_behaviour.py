@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kv_factories import name
+
 from spillway.kvstore import BlockHash, JobPlan
 from spillway.kvstore.eviction.arc import ARC
 from spillway.kvstore.eviction.base import EvictionPolicy

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from kv_factories import name
+
 from spillway.kvstore.index.base import BlockIndex
 from spillway.kvstore.index.memory import MemoryIndex
 

@@ -3,6 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 from kv_factories import IDENTITY, name
+
 from spillway.kvstore import BlockHash, JobPlan, block_hash
 from spillway.kvstore.planning.uses import NextUses, Use
 

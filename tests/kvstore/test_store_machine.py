@@ -11,6 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from kv_factories import IDENTITY, OTHER_IDENTITY, blank, content, name, store_config
+
 from spillway.kvstore import BlockStore, Deadlines, JobPlan
 
 NUMBERS = st.integers(0, 29)

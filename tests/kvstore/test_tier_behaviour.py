@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from kv_factories import BLOCK_BYTES, TIERS, TierBench, blank, content, header_of, name
+
 from spillway.kvstore.header import BlockHeader
 from spillway.kvstore.outcomes import MissReason, StoreOutcome
 

@@ -51,7 +51,7 @@ class Breaker:
     def available(self) -> bool:
         """Whether `allow` would say yes now."""
         until = self._open_until
-        return until is None or (self._probe_started is None and self._clock() >= until)
+        return until is None or self._may_probe(until, self._clock())
 
     def allow(self) -> bool:
         """Whether to send a request. After the pause one caller is told yes, and its outcome decides.
@@ -64,12 +64,14 @@ class Breaker:
             if self._open_until is None:
                 return True
             now = self._clock()
-            if now < self._open_until:
-                return False
-            if self._probe_started is not None and now < self._probe_started + self._pause_s:
+            if not self._may_probe(self._open_until, now):
                 return False
             self._probe_started = now
             return True
+
+    def _may_probe(self, open_until: float, now: float) -> bool:
+        started = self._probe_started
+        return now >= open_until and (started is None or now >= started + self._pause_s)
 
     def success(self) -> None:
         """A request came back in time."""

@@ -57,15 +57,11 @@ class ReadBatch:
         self._delivering = 0
         self._changed = threading.Condition()
 
-    @property
-    def wanted(self) -> bool:
-        """Whether somebody still wants the blocks, and they can still come in time."""
-        return self._open and time.monotonic() < self.deadline
-
-    @property
-    def finished(self) -> bool:
-        """Whether every read has ended."""
-        return self._unfinished == 0
+    def pointless(self) -> MissReason | None:
+        """Why it is not worth reading: nobody wants the blocks any more, or they cannot come in time. None if it is."""
+        if not self._open:
+            return MissReason.CANCELLED
+        return MissReason.DEADLINE if time.monotonic() >= self.deadline else None
 
     def wait(self) -> list[MissReason | None]:
         """The results once all are in, or at the deadline. Nothing is delivered after it returns."""
@@ -167,7 +163,7 @@ class ReadQueue:
         claimed = False
         result: MissReason | None = MissReason.INTERNAL
         try:
-            answer = self.lane.fetch(request.block, self._buffer.bytes) if batch.wanted else MissReason.DEADLINE
+            answer = batch.pointless() or self.lane.fetch(request.block, self._buffer.bytes)
             claimed = batch.claim()
             if not isinstance(answer, BlockHeader):
                 result = answer
