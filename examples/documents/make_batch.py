@@ -40,9 +40,7 @@ class Question:
 
     def line(self) -> dict[str, object]:
         """As an OpenAI batch line."""
-        text = "\n\n".join(
-            (HERE / "texts" / f"{name}.md").read_text(encoding="utf-8").strip() for name in self.documents
-        )
+        text = "\n".join((HERE / "texts" / f"{name}.md").read_text(encoding="utf-8") for name in self.documents)
         messages = [
             {"role": "system", "content": INSTRUCTION},
             {"role": "user", "content": f"{text}\n\nQuestion: {self.question}"},
