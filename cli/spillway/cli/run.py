@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import sys
 import time
@@ -27,6 +28,8 @@ from spillway.node_agent.load import EngineConfig, LoadedModel, load_engine, pic
 
 EXIT_INTERRUPTED = 130
 DEFAULT_DISK_BYTES = 16 << 30
+KV_FOLDER = "kv"
+"""In the job's folder: where KV on disk lies if the user named no directory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +127,8 @@ def _run_job(options: RunOptions, checkpoint: Checkpoint, digest: str, dtype: st
         counts = job.counts()
         if not counts.pending:
             job.seal()
+            if options.disk_dir is None:  # blocks nobody asked to keep
+                shutil.rmtree(job.paths.directory / KV_FOLDER, ignore_errors=True)
     report = RunReport(
         model=options.model,
         dtype=dtype,
@@ -188,7 +193,7 @@ def engine_config(options: RunOptions, dtype: str, job_directory: Path) -> Engin
         device_kv_bytes=device_kv,
         host_kv_bytes=host_kv,
         disk_kv_bytes=disk_kv,
-        disk_dir=(options.disk_dir or job_directory / "kv") if disk_kv else None,
+        disk_dir=(options.disk_dir or job_directory / KV_FOLDER) if disk_kv else None,
         max_batch_tokens=options.max_batch_tokens or (512 if device == "cpu" else 8192),
         max_sequences=options.max_sequences,
     )

@@ -16,6 +16,7 @@ from spillway.cli.sizes import format_size
 WEIGHT_BITS = {"float32": 32.0, "bfloat16": 16.0, "float16": 16.0}
 KV_BITS = {"float32": 32.0, "bfloat16": 16.0, "fp8": 8.0, "int4": 4.5}
 """int4 in groups of 64 with a 16-bit scale and zero each: 4.5 bits an element."""
+SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "fp8": "fp8", "int4": "int4"}
 WORKING_SHARE = 0.90
 """Share of a GPU's memory for weights and KV; the rest is for activations, the allocator and the driver."""
 
@@ -105,16 +106,14 @@ def print_sizes(model: ModelShape, gpus: list[str], dtype: str | None, *, as_jso
         + "\nOne 16-token block: "
         + ", ".join(f"{format_size(16 * model.kv_bytes_per_token(bits))} {name}" for name, bits in KV_BITS.items())
     )
-    table = Table("GPU", "memory", "weights", "KV dtype", "KV/token", "tokens that fit", "full contexts")
+    table = Table("GPU", "weights", "KV", "KV/token", "tokens that fit", "full contexts")
     for each in fits:
-        fitting = f"{each.tokens:,}" if each.tokens else "weights do not fit"
         table.add_row(
-            each.gpu,
-            f"{each.memory_gib:g} GiB",
-            f"{format_size(each.weight_bytes)} {each.weight_dtype}",
-            each.kv_dtype,
+            f"{each.gpu} ({each.memory_gib:g} GiB)" if each.gpu in GPU_MEMORY_GIB else each.gpu,
+            f"{format_size(each.weight_bytes)} {SHORT[each.weight_dtype]}",
+            SHORT[each.kv_dtype],
             format_size(each.kv_bytes_per_token),
-            fitting,
+            f"{each.tokens:,}" if each.tokens else "none: weights",
             f"{each.full_contexts:.1f}" if each.tokens else "-",
         )
     console.print(table)

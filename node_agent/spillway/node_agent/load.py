@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from spillway.api.errors import SpillwayError
-from spillway.kvstore import BlockStore, KVIdentity, StoreConfig
+from spillway.kvstore import BlockStore, KVIdentity, KVStoreError, StoreConfig
 from spillway.node_agent.blocks import BlockManager
 from spillway.node_agent.checkpoint import Checkpoint
 from spillway.node_agent.completion import Limits
@@ -25,6 +25,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 class DeviceError(SpillwayError):
     """The asked device is not there."""
+
+
+class TierError(SpillwayError):
+    """The host or disk tier cannot be opened as asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,7 @@ def load_engine(checkpoint: Checkpoint, weights_digest: str, config: EngineConfi
         ModelError: the checkpoint cannot be used.
         PoolTooSmallError: the device budget holds no useful number of blocks.
         DeviceError: the device is not there.
-        StoreError: the disk directory cannot be used.
+        TierError: a budget holds no block, or the disk directory cannot be used.
     """
     device, dtype, spec = pick_device(config.device), DTYPES[config.dtype], checkpoint.spec
     tokenizer = Tokenizer.load(checkpoint.folder)
@@ -88,20 +92,28 @@ def load_engine(checkpoint: Checkpoint, weights_digest: str, config: EngineConfi
         positions_digest=spec.positions_digest().hex(),
     )
     decoder = Decoder.load(checkpoint, LoadOptions(dtype=dtype, device=device))
-    store = None
-    if config.host_kv_bytes or config.disk_kv_bytes:
-        store = BlockStore.open(
-            StoreConfig(
-                block_bytes(shape, dtype),
-                identity,
-                host_bytes=config.host_kv_bytes,
-                disk_bytes=config.disk_kv_bytes,
-                disk_dir=config.disk_dir,
-            )
-        )
+    store = _open_store(config, identity, block_bytes(shape, dtype))
     blocks = BlockManager(pool.shape[0], config.block_tokens)
     limits = SchedulerConfig(config.max_batch_tokens, min(config.max_sequences, config.max_batch_tokens))
     scheduler = Scheduler(limits, blocks, store, identity.root())
     engine = Engine(scheduler, Rank(decoder, pool, store), tokenizer, store)
     limits_of_lines = Limits(spec.max_positions, engine.pool_tokens, spec.vocab)
     return LoadedModel(engine, limits_of_lines, block_bytes(shape, dtype))
+
+
+def _open_store(config: EngineConfig, identity: KVIdentity, size: int) -> BlockStore | None:
+    if not config.host_kv_bytes and not config.disk_kv_bytes:
+        return None
+    try:
+        return BlockStore.open(
+            StoreConfig(
+                size,
+                identity,
+                host_bytes=config.host_kv_bytes,
+                disk_bytes=config.disk_kv_bytes,
+                disk_dir=config.disk_dir,
+            )
+        )
+    except KVStoreError as error:
+        hint = f"One block is {size} bytes. Change --host-kv, --disk-kv or --disk-dir; 0 leaves a tier out."
+        raise TierError(f"the KV store cannot be opened: {error}", hint) from error
