@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -106,7 +107,7 @@ def print_sizes(model: ModelShape, gpus: list[str], dtype: str | None, *, as_jso
         + "\nOne 16-token block: "
         + ", ".join(f"{format_size(16 * model.kv_bytes_per_token(bits))} {name}" for name, bits in KV_BITS.items())
     )
-    table = Table("GPU", "weights", "KV", "KV/token", "tokens that fit", "full contexts")
+    table = Table("GPU", "weights", "KV", "KV/token", "tokens that fit", "contexts", box=box.SIMPLE_HEAD)
     for each in fits:
         table.add_row(
             f"{each.gpu} ({each.memory_gib:g} GiB)" if each.gpu in GPU_MEMORY_GIB else each.gpu,
