@@ -40,7 +40,7 @@ def test_neighbours_go_together_and_each_line_goes_once() -> None:
     first, second = leases.take("a", 3, 0), leases.take("b", 3, 0)
     assert first is not None
     assert second is not None
-    assert (first.lines, second.lines) == ({3, 1, 2}, {0})
+    assert (list(first.lines), list(second.lines)) == ([3, 1, 2], [0])
     assert leases.take("c", 3, 0) is None
     assert leases.num_leased == 4
 
@@ -53,7 +53,7 @@ def test_what_comes_back_goes_first_and_in_order() -> None:
     assert leases.expire(10.5) == []
     again = leases.take("c", 3, 11)
     assert again is not None
-    assert again.lines == {3, 1, 0}
+    assert list(again.lines) == [3, 1, 0]
     assert (leases.attempt(3), leases.attempt(0), leases.attempt(2)) == (2, 1, 1)
 
 

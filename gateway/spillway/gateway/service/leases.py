@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Protocol
@@ -16,12 +16,15 @@ from typing import Protocol
 
 @dataclass(slots=True)
 class Lease:
-    """A claim of one worker. `lines` are those not finished yet; it is lost once `expires_s` has passed."""
+    """A claim of one worker, lost once `expires_s` has passed.
+
+    `lines` are those not finished yet, in order, each with its place in the order of the whole job.
+    """
 
     id: str
     worker: str
     expires_s: float
-    lines: set[int] = field(default_factory=set)
+    lines: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,7 @@ class LeaseBook:
         self._ttl_s, self._max_attempts = ttl_s, max_attempts
         self._returned: list[tuple[int, int]] = []  # heap of (place in the order, line)
         self._leases: dict[str, Lease] = {}
-        self._holder: dict[int, tuple[int, str]] = {}  # by line: its place, the lease that has it
+        self._holder: dict[int, str] = {}  # by line: the lease that has it
         self._history: dict[int, list[str]] = {}
 
     @property
@@ -67,8 +70,8 @@ class LeaseBook:
         lease = Lease(secrets.token_hex(12), worker, now_s + self._ttl_s)
         self._leases[lease.id] = lease
         for place, index in places:
-            lease.lines.add(index)
-            self._holder[index] = place, lease.id
+            lease.lines[index] = place
+            self._holder[index] = lease.id
         return lease
 
     def attempt(self, index: int) -> int:
@@ -83,29 +86,33 @@ class LeaseBook:
         lease.expires_s = now_s + self._ttl_s
         return True
 
+    def holds(self, lease_id: str, index: int) -> bool:
+        """Whether a line is with this lease."""
+        return self._holder.get(index) == lease_id
+
     def finished(self, index: int) -> None:
         """The line is done, by whomever."""
         self._history.pop(index, None)
-        held = self._holder.pop(index, None)
-        if held is not None:
-            self._drop(held[1], index)
+        holder = self._holder.pop(index, None)
+        if holder is not None:
+            self._drop(holder, index)
 
     def failed(self, lease_id: str, index: int, why: str) -> GivenUp | None:
         """The attempt under this lease came to nothing: the line goes back, or is given up and returned."""
-        held = self._holder.get(index)
-        if held is None or held[1] != lease_id:
+        if not self.holds(lease_id, index):
             return None
         return self._back(index, f"{self._leases[lease_id].worker}: {why}")
 
     def give_back(self, lease_id: str) -> None:
         """The worker returns what it has not finished; that counts as no attempt."""
-        for index in sorted(self._lines(lease_id)):
+        lease = self._leases.get(lease_id)
+        for index in [] if lease is None else list(lease.lines):
             self._back(index, None)
 
     def expire(self, now_s: float) -> list[GivenUp]:
         """Takes back what leases past their time hold. Returns the lines that this was the last attempt of."""
         lost = [lease for lease in self._leases.values() if lease.expires_s < now_s]
-        tried = [self._back(index, f"{lease.worker}: lease ran out") for lease in lost for index in sorted(lease.lines)]
+        tried = [self._back(index, f"{lease.worker}: lease ran out") for lease in lost for index in list(lease.lines)]
         return [given_up for given_up in tried if given_up is not None]
 
     def revoke(self) -> None:
@@ -123,8 +130,7 @@ class LeaseBook:
                 yield place, index
 
     def _back(self, index: int, why: str | None) -> GivenUp | None:
-        place, lease_id = self._holder.pop(index)
-        self._drop(lease_id, index)
+        place = self._drop(self._holder.pop(index), index)
         history = self._history.setdefault(index, []) if why is not None else []
         if why is not None:
             history.append(why)
@@ -134,12 +140,10 @@ class LeaseBook:
         heapq.heappush(self._returned, (place, index))
         return None
 
-    def _drop(self, lease_id: str, index: int) -> None:
+    def _drop(self, lease_id: str, index: int) -> int:
+        """Takes a line out of its lease; returns its place in the order."""
         lease = self._leases[lease_id]
-        lease.lines.discard(index)
+        place = lease.lines.pop(index)
         if not lease.lines:
             del self._leases[lease_id]
-
-    def _lines(self, lease_id: str) -> Iterable[int]:
-        lease = self._leases.get(lease_id)
-        return () if lease is None else lease.lines
+        return place

@@ -1,0 +1,154 @@
+"""spillway.batch.v1 over the coordinator: reading requests, writing answers, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterable, AsyncIterator
+from typing import Any
+
+from google.protobuf.empty_pb2 import Empty
+from grpc.aio import ServicerContext
+
+from spillway.api.batch.v1 import batch_pb2, batch_pb2_grpc
+from spillway.gateway.service.convert import job_id, job_message, job_request
+from spillway.gateway.service.coordinator import Coordinator
+from spillway.gateway.service.errors import ConflictError, InvalidError, NotFoundError, Reason
+from spillway.gateway.service.served import ServedJob
+from spillway.gateway.service.spec import JobRequest, Wish
+from spillway.gateway.service.store import Upload
+
+WATCH_INTERVAL_S = 0.25
+FOLLOW_INTERVAL_S = 0.25
+PAGE_BYTES = 1 << 20
+DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE = 50, 1000
+
+Context = ServicerContext[Any, Any]
+
+
+class BatchServicer(batch_pb2_grpc.BatchServiceServicer):
+    """Refusals are raised as ServiceError; the server's interceptor makes statuses of them."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
+
+    async def SubmitJob(
+        self, request_iterator: AsyncIterable[batch_pb2.SubmitJobRequest], context: Context
+    ) -> batch_pb2.Job:
+        upload = self._coordinator.upload()
+        try:
+            request = await _receive(request_iterator, upload)
+            return self._message(await self._coordinator.submit(request, upload))
+        finally:
+            upload.close()
+
+    async def GetJob(self, request: batch_pb2.GetJobRequest, context: Context) -> batch_pb2.Job:
+        return self._message(self._coordinator.get(job_id(request.name)))
+
+    async def ListJobs(self, request: batch_pb2.ListJobsRequest, context: Context) -> batch_pb2.ListJobsResponse:
+        if request.page_size < 0:
+            raise InvalidError("page_size must not be negative")
+        size = min(request.page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+        jobs, following = self._coordinator.page(size, request.page_token)
+        return batch_pb2.ListJobsResponse(jobs=map(self._message, jobs), next_page_token=following)
+
+    async def WatchJob(
+        self, request: batch_pb2.WatchJobRequest, context: Context
+    ) -> AsyncIterator[batch_pb2.WatchJobResponse]:
+        job = self._coordinator.get(job_id(request.name))
+        while True:
+            changed = job.changed
+            message = self._message(job)
+            final = job.state.final
+            yield batch_pb2.WatchJobResponse(job=message)
+            if final:
+                return
+            await changed.wait()
+            await asyncio.sleep(WATCH_INTERVAL_S)  # changes come in thousands; a watcher wants a few a second
+            self._coordinator.get(job.spec.id)  # NOT_FOUND if it was deleted meanwhile
+
+    async def StreamResults(
+        self, request: batch_pb2.StreamResultsRequest, context: Context
+    ) -> AsyncIterator[batch_pb2.StreamResultsResponse]:
+        job = self._coordinator.get(job_id(request.name))
+        cursor = request.cursor
+        while True:
+            changed, final = job.changed, job.state.final
+            response = await self._rows(job, cursor)
+            if response is not None and response.rows:
+                cursor = response.cursor
+                yield response
+            elif final or not request.follow:
+                return
+            else:  # what is done becomes readable once it is durable, which is no change of the job
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(changed.wait(), FOLLOW_INTERVAL_S)
+                self._coordinator.get(job.spec.id)
+
+    async def ReadFile(
+        self, request: batch_pb2.ReadFileRequest, context: Context
+    ) -> AsyncIterator[batch_pb2.ReadFileResponse]:
+        job = self._coordinator.get(job_id(request.name))
+        if not job.state.final:
+            raise ConflictError(Reason.JOB_NOT_FINAL, f"{request.name} is {job.state.name.lower()}", "Watch it first.")
+        if request.file not in (batch_pb2.ReadFileRequest.OUTPUT, batch_pb2.ReadFileRequest.ERRORS):
+            raise InvalidError("file must be OUTPUT or ERRORS")
+        if request.offset_bytes < 0:
+            raise InvalidError("offset_bytes must not be negative")
+        paths = job.folder.paths
+        path = paths.output if request.file == batch_pb2.ReadFileRequest.OUTPUT else paths.errors
+        if not path.exists():
+            raise NotFoundError(Reason.NO_ERRORS, f"{request.name} has no such file")
+        with path.open("rb") as file:
+            file.seek(request.offset_bytes)
+            while data := await asyncio.to_thread(file.read, PAGE_BYTES):
+                yield batch_pb2.ReadFileResponse(data=data)
+
+    async def CancelJob(self, request: batch_pb2.CancelJobRequest, context: Context) -> batch_pb2.Job:
+        return self._message(self._coordinator.wish(job_id(request.name), Wish.CANCEL))
+
+    async def PauseJob(self, request: batch_pb2.PauseJobRequest, context: Context) -> batch_pb2.Job:
+        return self._message(self._coordinator.wish(job_id(request.name), Wish.PAUSE))
+
+    async def ResumeJob(self, request: batch_pb2.ResumeJobRequest, context: Context) -> batch_pb2.Job:
+        return self._message(self._coordinator.wish(job_id(request.name), Wish.RUN))
+
+    async def DeleteJob(self, request: batch_pb2.DeleteJobRequest, context: Context) -> Empty:
+        await self._coordinator.delete(job_id(request.name))
+        return Empty()
+
+    def _message(self, job: ServedJob) -> batch_pb2.Job:
+        return job_message(job, self._coordinator)
+
+    async def _rows(self, job: ServedJob, cursor: str) -> batch_pb2.StreamResultsResponse | None:
+        found = job.tail()
+        if found is None:
+            return None
+        tail, end = found
+        try:
+            start = tail.position(cursor)
+        except ValueError:
+            raise InvalidError("cursor is not one of this job") from None
+        rows, position = await asyncio.to_thread(tail.read, start, end, PAGE_BYTES)
+        row = batch_pb2.StreamResultsResponse.Row
+        return batch_pb2.StreamResultsResponse(
+            rows=[row(json=each.json, error=each.is_error, index=each.index) for each in rows],
+            cursor=tail.cursor(position),
+        )
+
+
+async def _receive(messages: AsyncIterable[batch_pb2.SubmitJobRequest], upload: Upload) -> JobRequest:
+    """Writes the input; returns what the first message asks for. Raises InvalidError before anything is stored."""
+    request: JobRequest | None = None
+    async for message in messages:
+        if request is None:
+            if not message.HasField("job"):
+                raise InvalidError("the first message must carry the job")
+            request = job_request(message.job, message.request_id)
+            request.check()
+        elif message.HasField("job") or message.request_id:
+            raise InvalidError("only the first message may carry job and request_id")
+        upload.write(message.input)
+    if request is None:
+        raise InvalidError("no message was sent")
+    return request

@@ -1,0 +1,97 @@
+"""Between what the wire says and what the service knows."""
+
+from __future__ import annotations
+
+import re
+
+import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from spillway.api.batch.v1 import batch_pb2
+from spillway.gateway.service.coordinator import Coordinator
+from spillway.gateway.service.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    InvalidError,
+    NotFoundError,
+    Reason,
+    ResourceError,
+    ServiceError,
+)
+from spillway.gateway.service.served import ServedJob, State
+from spillway.gateway.service.spec import JobRequest
+
+ERROR_DOMAIN = "spillway.dev"
+_NAME = re.compile(r"jobs/([0-9a-f]{1,64})")
+_CODES = {
+    InvalidError: code_pb2.INVALID_ARGUMENT,
+    NotFoundError: code_pb2.NOT_FOUND,
+    ConflictError: code_pb2.FAILED_PRECONDITION,
+    AlreadyExistsError: code_pb2.ALREADY_EXISTS,
+    ResourceError: code_pb2.UNAVAILABLE,
+}
+_STATES = {state: batch_pb2.Job.State.Value(state.name) for state in State}
+
+
+def job_id(name: str) -> str:
+    """The id in "jobs/{job}". Raises InvalidError."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise InvalidError('name must have the form "jobs/{job}"')
+    return match[1]
+
+
+def job_request(job: batch_pb2.Job, request_id: str) -> JobRequest:
+    """The client's part of a job; output-only fields are ignored."""
+    deadline_s = job.deadline.ToMicroseconds() / 1e6 if job.HasField("deadline") else None
+    return JobRequest(job.model, job.display_name, dict(job.labels), job.priority, deadline_s, request_id)
+
+
+def job_message(job: ServedJob, coordinator: Coordinator) -> batch_pb2.Job:
+    """The whole resource."""
+    spec, request, counts = job.spec, job.spec.request, job.counts()
+    message = batch_pb2.Job(
+        name=f"jobs/{spec.id}",
+        display_name=request.display_name,
+        model=request.model,
+        labels=request.labels,
+        priority=request.priority,
+        state=_STATES[job.state],
+        lines=batch_pb2.LineCounts(
+            total=counts.total,
+            completed=counts.completed,
+            failed=counts.failed,
+            pending=counts.pending,
+            leased=job.num_leased,
+            failed_by_code=counts.errors_by_code,
+        ),
+        waiting_reason=coordinator.waiting_reason(job),
+        create_time=_timestamp(spec.created_s),
+        input_sha256=spec.input_sha256,
+        input_bytes=spec.input_bytes,
+    )
+    if request.deadline_s is not None:
+        message.deadline.CopyFrom(_timestamp(request.deadline_s))
+    if spec.outcome is not None:
+        message.end_time.CopyFrom(_timestamp(spec.outcome.end_s))
+        if spec.outcome.message:
+            message.error.CopyFrom(status_pb2.Status(code=code_pb2.INVALID_ARGUMENT, message=spec.outcome.message))
+    return message
+
+
+def status(error: ServiceError) -> grpc.Status:
+    """What a refusal looks like on the wire: code, message, reason, and the hint for people."""
+    code = _CODES[type(error)]
+    if error.reason is Reason.INPUT_TOO_LARGE:
+        code = code_pb2.RESOURCE_EXHAUSTED
+    message = status_pb2.Status(code=code, message=str(error))
+    message.details.add().Pack(error_details_pb2.ErrorInfo(reason=str(error.reason), domain=ERROR_DOMAIN))
+    return rpc_status.to_status(message)
+
+
+def _timestamp(seconds: float) -> Timestamp:
+    stamp = Timestamp()
+    stamp.FromMicroseconds(round(seconds * 1e6))
+    return stamp

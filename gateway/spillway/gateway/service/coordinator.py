@@ -1,0 +1,231 @@
+"""All jobs of the service: which exist, whose lines go next, and who waits for what. Lives in one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from spillway.api.errors import LineError
+from spillway.gateway.job import PendingLine
+from spillway.gateway.service.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    InvalidError,
+    NotFoundError,
+    Reason,
+)
+from spillway.gateway.service.leases import Lease
+from spillway.gateway.service.served import LeaseRules, ServedJob, State
+from spillway.gateway.service.spec import JobRequest, JobSpec, Wish
+from spillway.gateway.service.store import JobStore, Upload
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.25
+AGENT_SILENCE_S = 30.0
+"""After so long without a call for lines, a model counts as served by nobody."""
+MAX_LEASE_LINES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceConfig:
+    """Limits and times of a gateway; where it keeps its jobs."""
+
+    data: Path
+    max_input_bytes: int = 64 << 30
+    leases: LeaseRules = field(default_factory=LeaseRules)
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Leased lines of one job, in prefix order, each with the number of its attempt (from 1)."""
+
+    job_id: str
+    lease: Lease
+    lines: list[tuple[PendingLine, int]]
+
+
+class Coordinator:
+    """The service without its wire. Methods are for the event loop's thread."""
+
+    def __init__(self, config: ServiceConfig) -> None:
+        """Takes the data directory. Raises what JobStore raises."""
+        self.config = config
+        self._store = JobStore(config.data)
+        self._jobs: dict[str, ServedJob] = {}
+        self._by_request_id: dict[str, str] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._ticker: asyncio.Task[None] | None = None
+        self._work = asyncio.Event()  # set when there may be new lines to lease; a new one takes its place
+        self._asked_s: dict[str, float] = {}  # by model: when an agent last asked for lines
+
+    async def start(self) -> None:
+        """Loads all jobs and goes on with those that have not ended. Raises JobCorruptError."""
+        for spec in await asyncio.to_thread(self._store.load):
+            self._serve(spec)
+        self._ticker = asyncio.create_task(self._tick_forever(), name="spillway-ticker")
+
+    async def stop(self) -> None:
+        """Ends all tasks and lets go of all files. Nothing is lost; the next start goes on from there."""
+        for job in self._jobs.values():
+            job.hurry()
+        tasks = [task for task in (self._ticker, *self._tasks.values()) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for job in self._jobs.values():
+            await asyncio.to_thread(job.close)
+        self._store.close()
+
+    # jobs
+
+    def upload(self) -> Upload:
+        """Begins an upload; to be closed, whatever comes of it."""
+        return self._store.upload(self.config.max_input_bytes)
+
+    async def submit(self, request: JobRequest, upload: Upload) -> ServedJob:
+        """Makes a job of a finished upload, or finds the one that an earlier attempt made of the same.
+
+        Raises InvalidError, AlreadyExistsError if the request_id was used for something else, ResourceError.
+        """
+        request.check()
+        await asyncio.to_thread(upload.finish)
+        spec = JobSpec(upload.id, request, upload.sha256, upload.size_bytes, time.time())
+        known = self._by_request_id.get(request.request_id) if request.request_id else None
+        if known is not None:
+            return self._same(self._jobs[known], spec)
+        self._store.adopt(upload, spec)
+        return self._serve(spec)
+
+    def get(self, job_id: str) -> ServedJob:
+        """Raises NotFoundError."""
+        if job_id not in self._jobs:
+            raise NotFoundError(Reason.JOB_NOT_FOUND, f"there is no job {job_id[:100]}")
+        return self._jobs[job_id]
+
+    def page(self, size: int, before: str) -> tuple[list[ServedJob], str]:
+        """Jobs, newest first, older than the id `before` (empty: from the newest on); and `before` of the next page."""
+        ids = sorted((job_id for job_id in self._jobs if not before or job_id < before), reverse=True)
+        return [self._jobs[job_id] for job_id in ids[:size]], ids[size - 1] if len(ids) > size else ""
+
+    def wish(self, job_id: str, wish: Wish) -> ServedJob:
+        """Cancels, pauses or resumes. Cancelling what is cancelled or over is no error."""
+        job = self.get(job_id)
+        if not (wish is Wish.CANCEL and (job.state.final or job.state is State.FINALIZING)):
+            job.wish(wish)
+        return job
+
+    async def delete(self, job_id: str) -> None:
+        """Removes a job that has ended. Raises NotFoundError, ConflictError."""
+        job = self.get(job_id)
+        if not job.state.final:
+            raise ConflictError(Reason.JOB_NOT_FINAL, f"job {job_id} is {job.state.name.lower()}", "Cancel it first.")
+        del self._jobs[job_id]
+        self._by_request_id.pop(job.spec.request.request_id, None)
+        job.touch()
+        await asyncio.to_thread(self._store.delete, job_id)
+
+    def waiting_reason(self, job: ServedJob) -> str:
+        """One sentence on why nothing of a job runs; empty if something does."""
+        if job.trouble:
+            return job.trouble
+        if job.state is not State.RUNNING or job.num_leased:
+            return ""
+        model = job.spec.request.model
+        if time.monotonic() - self._asked_s.get(model, -1e9) > AGENT_SILENCE_S:
+            return f"no agent has asked for lines of model {model!r} for {AGENT_SILENCE_S:.0f} s"
+        return f"the agents that serve model {model!r} are busy with other lines"
+
+    # lines
+
+    async def lease(self, worker: str, model: str, max_lines: int, wait_s: float) -> Grant | None:
+        """Lines for a worker; waits up to `wait_s` for some. Raises InvalidError."""
+        if not 1 <= max_lines <= MAX_LEASE_LINES:
+            raise InvalidError(f"max_lines must lie in [1, {MAX_LEASE_LINES}]")
+        deadline_s = time.monotonic() + wait_s
+        while True:
+            self._asked_s[model] = time.monotonic()
+            grant = self._grant(worker, model, max_lines)
+            left_s = deadline_s - time.monotonic()
+            if grant is not None or left_s <= 0:
+                return grant
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._work.wait(), min(left_s, AGENT_SILENCE_S / 2))
+
+    def renew(self, lease_ids: list[str]) -> list[str]:
+        """Renews leases; returns those that are lost."""
+        now_s = time.monotonic()
+        jobs = self._live()
+        return [lease for lease in lease_ids if not any(job.renew(lease, now_s) for job in jobs)]
+
+    def complete(self, job_id: str, results: list[tuple[int, bytes]]) -> int:
+        """Keeps results; returns how many were new. Raises NotFoundError and as ServedJob.complete."""
+        return self.get(job_id).complete(results)
+
+    def fail(self, job_id: str, lease_id: str, failures: list[tuple[int, LineError, bool]]) -> int:
+        """Notes failures (line, error, whether to try again); returns how many counted. Raises as `complete`."""
+        job = self.get(job_id)
+        return sum(job.fail(lease_id, error, index, retryable=retryable) for index, error, retryable in failures)
+
+    def give_back(self, lease_ids: list[str]) -> None:
+        """Takes back lines unfinished."""
+        for job in self._live():
+            for lease_id in lease_ids:
+                job.give_back(lease_id)
+
+    def _serve(self, spec: JobSpec) -> ServedJob:
+        folder = self._store.folder(spec.id)
+        job = ServedJob(spec, folder, self.config.leases, self._announce_work)
+        self._jobs[spec.id] = job
+        if spec.request.request_id:
+            self._by_request_id[spec.request.request_id] = spec.id
+        if spec.outcome is None:
+            task = asyncio.create_task(job.live(), name=f"spillway-job-{spec.id}")
+            self._tasks[spec.id] = task
+            task.add_done_callback(lambda task: self._lived(job, task))
+        return job
+
+    def _lived(self, job: ServedJob, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(job.spec.id, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("job %s stopped by a defect of the gateway", job.spec.id, exc_info=error)
+            job.trouble = f"a defect of the gateway stopped the job: {error!r}; it goes on after a restart"
+            job.touch()
+
+    def _same(self, job: ServedJob, spec: JobSpec) -> ServedJob:
+        if (job.spec.request, job.spec.input_sha256) != (spec.request, spec.input_sha256):
+            raise AlreadyExistsError(
+                Reason.REQUEST_ID_REUSED,
+                f"request_id was used for job {job.spec.id}, which has another input or other options",
+                "Use a new request_id for a new job.",
+            )
+        return job
+
+    def _live(self) -> list[ServedJob]:
+        return [self._jobs[job_id] for job_id in self._tasks if job_id in self._jobs]
+
+    def _runnable(self, model: str) -> list[ServedJob]:
+        """Jobs whose lines may go out, in the order in which they should."""
+        running = [job for job in self._live() if job.state is State.RUNNING and job.spec.request.model == model]
+        return sorted(running, key=lambda job: (-job.spec.request.priority, job.spec.id))
+
+    def _grant(self, worker: str, model: str, max_lines: int) -> Grant | None:
+        for job in self._runnable(model):
+            taken = job.take(worker, max_lines, time.monotonic())
+            if taken is not None:
+                return Grant(job.spec.id, *taken)
+        return None
+
+    def _announce_work(self) -> None:
+        self._work.set()
+        self._work = asyncio.Event()
+
+    async def _tick_forever(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            for job in self._live():
+                job.tick(time.monotonic())

@@ -1,0 +1,92 @@
+"""Turns what a call raises into a status on the wire: refusals with their reason, defects without their insides."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from spillway.gateway.service.convert import status
+from spillway.gateway.service.errors import InvalidError, ServiceError
+
+log = logging.getLogger(__name__)
+_OURS = "/spillway."
+
+
+class RefusalInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps every call of our services."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Called by gRPC before each call."""
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or not method.startswith(_OURS):
+            return handler
+        codec = _forgiving(handler.request_deserializer), handler.response_serializer
+        if handler.unary_unary is not None:
+            return grpc.unary_unary_rpc_method_handler(_answering(handler.unary_unary, method), *codec)
+        if handler.stream_unary is not None:
+            return grpc.stream_unary_rpc_method_handler(_answering(handler.stream_unary, method), *codec)
+        return grpc.unary_stream_rpc_method_handler(_streaming(handler.unary_stream, method), *codec)
+
+
+class _Undecodable:
+    """Stands for a message that could not be decoded: gRPC itself would blame the server for it."""
+
+
+def _forgiving(deserialize: Any) -> Any:
+    def decode(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except DecodeError:
+            return _Undecodable()
+
+    return decode
+
+
+def _decoded(message: Any) -> Any:
+    if isinstance(message, _Undecodable):
+        raise InvalidError("the message cannot be decoded")
+    return message
+
+
+async def _decoded_each(messages: AsyncIterable[Any]) -> AsyncIterator[Any]:
+    async for message in messages:
+        yield _decoded(message)
+
+
+def _answering(call: Any, method: str) -> Any:
+    async def answer(request: Any, context: Any) -> Any:
+        async with _refusing(context, method):
+            streamed = isinstance(request, AsyncIterable)
+            return await call(_decoded_each(request) if streamed else _decoded(request), context)
+
+    return answer
+
+
+def _streaming(call: Any, method: str) -> Any:
+    async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+        async with _refusing(context, method), contextlib.aclosing(call(_decoded(request), context)) as answers:
+            async for answer in answers:
+                yield answer
+
+    return stream
+
+
+@contextlib.asynccontextmanager
+async def _refusing(context: Any, method: str) -> AsyncIterator[None]:
+    try:
+        yield
+    except ServiceError as error:
+        await context.abort_with_status(status(error))
+    except Exception:
+        log.exception("%s failed by a defect of the gateway", method)
+        await context.abort(grpc.StatusCode.INTERNAL, "a defect of the gateway; its log says more")

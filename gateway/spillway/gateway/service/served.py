@@ -1,0 +1,406 @@
+"""One job of the service, from upload to final state: what it is doing, who works on it, how it ends.
+
+States follow from three things: the spec on disk (what is wished, how it ended), whether intake is done, and whether
+results are being sealed. Slow work (intake, failing the rest, sealing) runs in threads; everything else in the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from enum import Enum, auto
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from spillway.api.errors import (
+    ErrorCode,
+    JobCorruptError,
+    JobError,
+    JobLockedError,
+    LineError,
+    StorageError,
+)
+from spillway.gateway.job import Job, JobCounts, PendingLine
+from spillway.gateway.manifest import Manifest
+from spillway.gateway.options import JobOptions
+from spillway.gateway.service.errors import ConflictError, InvalidError, Reason, ResourceError
+from spillway.gateway.service.leases import GivenUp, Lease, LeaseBook
+from spillway.gateway.service.spec import End, JobSpec, Outcome, Wish
+from spillway.gateway.service.store import JobFolder
+from spillway.gateway.tail import ResultTail
+
+RETRY_S = 5.0
+_ENDS = {
+    Wish.RUN: End.COMPLETED,
+    Wish.PAUSE: End.COMPLETED,
+    Wish.CANCEL: End.CANCELLED,
+    Wish.EXPIRE: End.EXPIRED,
+}
+_UNFINISHED = {
+    Wish.CANCEL: (ErrorCode.CANCELLED, "the job was cancelled before this line was done"),
+    Wish.EXPIRE: (ErrorCode.EXPIRED, "the job's deadline passed before this line was done"),
+}
+
+
+class State(Enum):
+    """What a job is doing."""
+
+    VALIDATING = auto()
+    RUNNING = auto()
+    PAUSED = auto()
+    FINALIZING = auto()
+    COMPLETED = auto()
+    CANCELLED = auto()
+    EXPIRED = auto()
+    FAILED = auto()
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing will change any more."""
+        return self.value >= State.COMPLETED.value
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRules:
+    """How long a claim on lines lasts, and how often a line is tried."""
+
+    ttl_s: float = 60.0
+    max_attempts: int = 3
+
+
+class ServedJob:
+    """A job in the service. Methods are for the event loop's thread unless they say otherwise."""
+
+    def __init__(self, spec: JobSpec, folder: JobFolder, rules: LeaseRules, announce: Callable[[], None]) -> None:
+        """`announce` is called when there may be lines to hand out that were not there before."""
+        self.spec, self.folder = spec, folder
+        self._rules, self._announce = rules, announce
+        self._job: Job | None = None
+        self._book: LeaseBook | None = None
+        self._ending = False
+        self._hurried = threading.Event()
+        self._tail: ResultTail | None = None
+        self._final_counts = JobCounts(0, 0, 0)
+        self._changed = asyncio.Event()
+        self.trouble = ""
+        """What keeps the gateway from going on with the job, in one sentence."""
+        if spec.outcome is not None:
+            self._remember_sealed()
+
+    @property
+    def state(self) -> State:
+        """Derived, never stored."""
+        if self.spec.outcome is not None:
+            return State[self.spec.outcome.end.name]
+        if self._job is None:
+            return State.VALIDATING
+        if self._ending:
+            return State.FINALIZING
+        return State.PAUSED if self.spec.wish is Wish.PAUSE else State.RUNNING
+
+    @property
+    def num_leased(self) -> int:
+        """Lines that an agent works on."""
+        return 0 if self._book is None else self._book.num_leased
+
+    def counts(self) -> JobCounts:
+        """All zero until intake is done."""
+        return self._final_counts if self._job is None else self._job.counts()
+
+    def wish(self, wish: Wish) -> None:
+        """Changes what is to happen, durably. Raises ConflictError if the job is past that, ResourceError."""
+        if self.spec.wish is wish:
+            return
+        if self.state.final or self._ending or self.spec.wish in _UNFINISHED:
+            raise ConflictError(Reason.JOB_FINAL, f"job {self.spec.id} is {self.state.name.lower()} or about to be")
+        try:
+            self._save(msgspec.structs.replace(self.spec, wish=wish))
+        except OSError as error:
+            raise ResourceError(Reason.STORAGE, f"the job's spec cannot be written: {error.strerror}") from error
+        if wish in _UNFINISHED and self._book is not None:
+            self._book.revoke()
+        self._announce()
+
+    # the life of a job
+
+    async def live(self) -> None:
+        """Carries the job from where it is to its final state; waits for `touch` in between. Cancelling it is safe."""
+        while self.spec.outcome is None:
+            if self._job is None:
+                await self._open()
+            elif self._may_end():
+                await self._end(self._job)
+            else:
+                await self._changed.wait()
+
+    def hurry(self) -> None:
+        """Has slow work in threads end early; `live` is about to be cancelled."""
+        self._hurried.set()
+
+    def close(self) -> None:
+        """Lets go of the job's files. Nothing is lost: it goes on from there when it is opened again."""
+        if self._job is not None:
+            self._job.close()
+
+    def touch(self) -> None:
+        """Wakes whoever waits for a change."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    @property
+    def changed(self) -> asyncio.Event:
+        """Set at the next change; take a new one after each."""
+        return self._changed
+
+    async def _open(self) -> None:
+        try:
+            manifest = await asyncio.to_thread(Manifest.load, self._manifest_path)
+            if manifest is not None and manifest.sealed is not None:  # stopped between sealing and saying so
+                await self._finish(_ENDS[self.spec.wish])
+                return
+            self._job = await self._open_in_thread()
+        except (StorageError, JobLockedError) as error:
+            self._stumble(error)
+            await asyncio.sleep(RETRY_S)
+        except JobError as error:
+            await self._finish(End.FAILED, error.message)
+        else:
+            self.trouble = ""
+            self._tail = self._job.tail
+            self._book = LeaseBook(self._job, self._rules.ttl_s, self._rules.max_attempts)
+            self.touch()
+            self._announce()
+
+    async def _end(self, job: Job) -> None:
+        wish = self.spec.wish
+        self._ending = True
+        self.touch()
+        try:
+            if wish in _UNFINISHED:
+                await _to_the_end(self._fail_the_rest, job, *_UNFINISHED[wish])
+            await _to_the_end(partial(job.seal, keep_log=True))
+        except JobCorruptError:  # a result was damaged on disk: its line is pending again
+            self._book = LeaseBook(job, self._rules.ttl_s, self._rules.max_attempts)
+        except StorageError as error:
+            self._stumble(error)
+            await asyncio.sleep(RETRY_S)
+        else:
+            await self._finish(_ENDS[wish])
+        finally:
+            self._ending = False
+            self.touch()
+
+    async def _open_in_thread(self) -> Job:
+        opening = asyncio.ensure_future(
+            asyncio.to_thread(Job.open, self.folder.paths, self._options(), self._stop_if_hurried)
+        )
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            await asyncio.wait([opening])
+            if not opening.cancelled() and opening.exception() is None:
+                opening.result().close()
+            raise
+
+    def _stop_if_hurried(self, _done_bytes: int, _total_bytes: int) -> None:
+        if self._hurried.is_set():
+            raise _HurriedError
+
+    def _fail_the_rest(self, job: Job, code: ErrorCode, message: str) -> None:
+        """For a thread."""
+        for index in job.pending_indices():
+            if self._hurried.is_set():
+                raise _HurriedError
+            job.fail(index, LineError(code, message, 0))
+
+    def _may_end(self) -> bool:
+        return self.spec.wish in _UNFINISHED or self.counts().pending == 0
+
+    async def _finish(self, end: End, message: str = "") -> None:
+        spec = msgspec.structs.replace(self.spec, outcome=Outcome(end, time.time(), message))
+        while self.spec is not spec:
+            try:
+                self._save(spec)
+            except OSError as error:
+                self.trouble = f"the job's spec cannot be written: {error.strerror}"
+                self.touch()
+                await asyncio.sleep(RETRY_S)
+        self.close()
+        self._job = self._book = None
+        self._remember_sealed()
+        self.trouble = ""
+        self.touch()
+
+    def _stumble(self, error: JobError) -> None:
+        """The disk failed, or the input was touched: closes the job. Opening it again finds out what is whole."""
+        self.trouble = error.message
+        with contextlib.suppress(StorageError):  # the same trouble once more
+            self.close()
+        self._job = self._book = None
+        self.touch()
+
+    def _remember_sealed(self) -> None:
+        manifest = Manifest.load(self._manifest_path)
+        if manifest is not None and manifest.sealed is not None:
+            sealed = manifest.sealed
+            counts = JobCounts(manifest.num_lines, sealed.completed, sealed.failed, sealed.errors_by_code)
+            self._final_counts = counts
+            log = self.folder.paths.directory / "results.log"
+            self._tail = ResultTail(log, manifest.log_key, manifest.digest())
+
+    # lines
+
+    def take(self, worker: str, max_lines: int, now_s: float) -> tuple[Lease, list[tuple[PendingLine, int]]] | None:
+        """Leases lines, each with the number of its attempt. None if there is nothing to hand out."""
+        if self.state is not State.RUNNING or self._book is None or self._job is None:
+            return None
+        lease = self._book.take(worker, max_lines, now_s)
+        if lease is None:
+            return None
+        try:
+            lines = [(self._job.line(index), self._book.attempt(index)) for index in lease.lines]
+        except JobError as error:
+            self._stumble(error)
+            return None
+        self.touch()
+        return lease, lines
+
+    def renew(self, lease_id: str, now_s: float) -> bool:
+        """False if the lease is lost, or not of this job."""
+        return self._book is not None and self._book.renew(lease_id, now_s)
+
+    def complete(self, results: Iterable[tuple[int, bytes]]) -> int:
+        """Keeps results; returns how many were new: none once the job has ended.
+
+        Raises InvalidError, before any is kept, if one is for no line of the job or no JSON object; ResourceError if
+        they cannot be kept now: the worker should try again.
+        """
+        checked = [(self._checked_index(index), _checked_body(body)) for index, body in results]
+        if self.state.final:
+            return 0
+        job, book = self._open_job()
+        accepted = 0
+        with self._stumbling():
+            for index, body in checked:
+                accepted += job.complete(index, body)
+                book.finished(index)
+        self.touch()
+        return accepted
+
+    def fail(self, lease_id: str, error: LineError, index: int, *, retryable: bool) -> bool:
+        """Notes a failed attempt. True if it counted: the lease held the line, or the failure is for good."""
+        index = self._checked_index(index)
+        if self.state.final:
+            return False
+        job, book = self._open_job()
+        with self._stumbling():
+            if retryable:
+                counts = book.holds(lease_id, index)
+                given_up = book.failed(lease_id, index, f"{error.code}: {error.message}")
+                self._give_up(job, [given_up] if given_up is not None else [])
+                self._announce()
+            else:
+                counts = job.fail(index, error)
+                book.finished(index)
+        self.touch()
+        return counts
+
+    def give_back(self, lease_id: str) -> None:
+        """Takes back what the lease has not finished."""
+        if self._book is not None:
+            self._book.give_back(lease_id)
+            self.touch()
+            self._announce()
+
+    def tick(self, now_s: float) -> None:
+        """Takes back lines of leases that ran out, and minds the deadline."""
+        deadline_s = self.spec.request.deadline_s
+        running = not self.state.final and not self._ending and self.spec.wish not in _UNFINISHED
+        if running and deadline_s is not None and time.time() >= deadline_s:
+            with contextlib.suppress(ResourceError):  # the disk is full: the next tick tries again
+                self.wish(Wish.EXPIRE)
+        if self._job is not None and self._book is not None and self._book.num_leased:
+            before = self._book.num_leased
+            with contextlib.suppress(ResourceError), self._stumbling():
+                self._give_up(self._job, self._book.expire(now_s))
+            if self.num_leased != before:
+                self.touch()
+                self._announce()
+
+    # results
+
+    def tail(self) -> tuple[ResultTail, int] | None:
+        """The log, and how far it may be read; None before intake is done."""
+        if self._tail is None:
+            return None
+        if self._job is not None and not self._job.sealed:
+            return self._tail, self._job.durable_bytes
+        return self._tail, self._tail.log.stat().st_size if self._tail.log.exists() else 0
+
+    def _give_up(self, job: Job, lines: list[GivenUp]) -> None:
+        for line in lines:
+            history = "; ".join(line.history)
+            message = f"given up after {len(line.history)} attempts: {history}"
+            job.fail(line.index, LineError(ErrorCode.INTERNAL, message, 0))
+
+    def _open_job(self) -> tuple[Job, LeaseBook]:
+        if self._job is None or self._book is None:
+            raise ResourceError(Reason.STORAGE, self.trouble or f"job {self.spec.id} is being opened", "Try again.")
+        return self._job, self._book
+
+    @contextlib.contextmanager
+    def _stumbling(self) -> Iterator[None]:
+        """Turns trouble of the job with its files into a refusal, and has the job opened anew."""
+        try:
+            yield
+        except JobError as error:
+            self._stumble(error)
+            raise ResourceError(Reason.STORAGE, error.message, "Try again.") from error
+
+    def _checked_index(self, index: int) -> int:
+        if not 0 <= index < self.counts().total:
+            raise InvalidError(f"job {self.spec.id} has no line {index}")
+        return index
+
+    def _options(self) -> JobOptions:
+        return JobOptions(model=self.spec.request.model, dtype="as deployed")
+
+    @property
+    def _manifest_path(self) -> Path:
+        return self.folder.paths.directory / "manifest.json"
+
+    def _save(self, spec: JobSpec) -> None:
+        spec.save(self.folder.spec)
+        self.spec = spec
+        self.touch()
+
+
+class _HurriedError(Exception):
+    """Ends slow work early because the gateway stops."""
+
+
+async def _to_the_end(call: Callable[..., object], *args: object) -> None:
+    """Runs a call in a thread. Being cancelled waits for its end: what it works on is not pulled away under it."""
+    work = asyncio.ensure_future(asyncio.to_thread(call, *args))
+    try:
+        await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait([work])
+        work.cancelled() or work.exception()
+        raise
+
+
+def _checked_body(body: bytes) -> bytes:
+    try:
+        value = msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise InvalidError(f"a result is not JSON: {error}", reason=Reason.BAD_RESULT) from None
+    if not isinstance(value, dict) or b"\n" in body:
+        raise InvalidError("a result must be one JSON object on one line", reason=Reason.BAD_RESULT)
+    return body

@@ -1,0 +1,65 @@
+"""The gateway's gRPC server: both services, health and reflection, on one port."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from spillway.api.batch.v1 import batch_pb2, batch_pb2_grpc
+from spillway.api.worker.v1 import worker_pb2, worker_pb2_grpc
+from spillway.gateway.service.batch_servicer import BatchServicer
+from spillway.gateway.service.coordinator import Coordinator, ServiceConfig
+from spillway.gateway.service.refusals import RefusalInterceptor
+from spillway.gateway.service.worker_servicer import WorkerServicer
+
+MAX_MESSAGE_BYTES = 64 << 20
+"""A lease of long lines and their results must fit; inputs are streamed in pieces of any size below it."""
+_SERVICES = tuple(
+    file.services_by_name[name].full_name
+    for file, name in ((batch_pb2.DESCRIPTOR, "BatchService"), (worker_pb2.DESCRIPTOR, "WorkerService"))
+)
+
+
+class Gateway:
+    """A running gateway. Made by `gateway`; `port` is the one it listens on."""
+
+    def __init__(self, server: grpc.aio.Server, port: int, coordinator: Coordinator) -> None:
+        self.server, self.port, self.coordinator = server, port, coordinator
+
+
+@contextlib.asynccontextmanager
+async def gateway(config: ServiceConfig, address: str) -> AsyncIterator[Gateway]:
+    """Serves on "host:port" (port 0: any free one) until the block ends; then finishes calls for up to a second.
+
+    Plain text, no tokens: for loopback and trusted networks only. Raises JobError if the data directory cannot be used,
+    OSError if the address cannot.
+    """
+    coordinator = Coordinator(config)
+    server = grpc.aio.server(
+        interceptors=[RefusalInterceptor()],
+        options=[("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.so_reuseport", 0)],
+    )
+    batch_pb2_grpc.add_BatchServiceServicer_to_server(BatchServicer(coordinator), server)
+    worker_pb2_grpc.add_WorkerServiceServicer_to_server(WorkerServicer(coordinator), server)
+    healthy = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
+    reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError as error:
+        await coordinator.stop()
+        raise OSError(f"cannot listen on {address}: {error}") from error
+    await coordinator.start()
+    await server.start()
+    for service in ("", *_SERVICES):
+        await healthy.set(service, health_pb2.HealthCheckResponse.SERVING)
+    try:
+        yield Gateway(server, port, coordinator)
+    finally:
+        await healthy.enter_graceful_shutdown()
+        await server.stop(grace=1)
+        await coordinator.stop()

@@ -1,0 +1,99 @@
+"""What a client asked for, and what became of it: the small file that makes a job of an input."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from enum import StrEnum
+from pathlib import Path
+
+import msgspec
+
+from spillway.api.errors import JobCorruptError
+from spillway.gateway.durable import replacing
+from spillway.gateway.service.errors import InvalidError
+
+MAX_LABELS = 16
+MAX_PRIORITY = 100
+
+
+class Wish(StrEnum):
+    """What is to happen with a job. Everything but PAUSE and RUN is for good."""
+
+    RUN = "run"
+    PAUSE = "pause"
+    CANCEL = "cancel"
+    EXPIRE = "expire"
+
+
+class End(StrEnum):
+    """How a job ended."""
+
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    FAILED = "failed"
+
+
+class JobRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The client's part. `deadline_s` is in Unix seconds; `request_id` is empty if the client gave none."""
+
+    model: str
+    display_name: str = ""
+    labels: dict[str, str] = {}
+    priority: int = 0
+    deadline_s: float | None = None
+    request_id: str = ""
+
+    def check(self) -> None:
+        """Raises InvalidError for what a job cannot be."""
+        if not 1 <= len(self.model) <= 256:
+            raise InvalidError("model must have 1 to 256 characters")
+        if len(self.display_name) > 200:
+            raise InvalidError("display_name must have at most 200 characters")
+        if len(self.labels) > MAX_LABELS:
+            raise InvalidError(f"at most {MAX_LABELS} labels")
+        if any(not 1 <= len(key) <= 64 or len(value) > 512 for key, value in self.labels.items()):
+            raise InvalidError("labels need keys of 1 to 64 and values of at most 512 characters")
+        if not -MAX_PRIORITY <= self.priority <= MAX_PRIORITY:
+            raise InvalidError(f"priority must lie in [-{MAX_PRIORITY}, {MAX_PRIORITY}]")
+        if len(self.request_id) > 128:
+            raise InvalidError("request_id must have at most 128 characters")
+
+
+class Outcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The end of a job. `message` says why it FAILED."""
+
+    end: End
+    end_s: float
+    message: str = ""
+
+
+class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole file, `job.json`."""
+
+    id: str
+    request: JobRequest
+    input_sha256: str
+    input_bytes: int
+    created_s: float
+    wish: Wish = Wish.RUN
+    outcome: Outcome | None = None
+
+    def save(self, path: Path) -> None:
+        """Writes it durably."""
+        with replacing(path) as file:
+            file.write(msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n")
+
+    @classmethod
+    def load(cls, path: Path) -> JobSpec:
+        """Raises JobCorruptError."""
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=cls)
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise JobCorruptError(f"{path} cannot be understood: {error}", "Move the job's folder away.") from error
+
+
+def new_job_id() -> str:
+    """An id that sorts by time of creation and cannot be guessed."""
+    return f"{int(time.time() * 1000):012x}{secrets.token_hex(8)}"
