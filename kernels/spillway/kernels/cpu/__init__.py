@@ -1,7 +1,8 @@
-"""The CPU ops: for now each computes its definition in float64 and rounds once."""
+"""The CPU ops. What the compiled kernels do not take computes its definition in float64 and rounds once."""
 
 import torch
 
+from spillway.kernels.cpu import elementwise
 from spillway.kernels.cpu.flash_prefill import flash_prefill
 from spillway.kernels.cpu.paged_decode import cascade_decode, paged_decode
 from spillway.kernels.reference import attention, fused
@@ -39,22 +40,28 @@ def write_kv(k, v, pool, layer, slots, *, kv_scales=None):
 
 
 def rope_write_kv(qkv, cos_sin, positions, pool, layer, slots, *, q_norm=None, k_norm=None, eps=1e-6, kv_scales=None):
+    norms = (q_norm, k_norm)
+    if kv_scales is None and elementwise.rope_write_kv(qkv, cos_sin, positions, pool, layer, slots, norms, eps):
+        return
     kv_heads, head_dim = pool.shape[3], pool.shape[5]
-    q, k, v = fused.rope_qkv(qkv, cos_sin, positions, kv_heads, head_dim, (q_norm, k_norm), eps)
+    q, k, v = fused.rope_qkv(qkv, cos_sin, positions, kv_heads, head_dim, norms, eps)
     write_kv(k, v, pool, layer, slots, kv_scales=kv_scales)
     qkv.unflatten(-1, (-1, head_dim))[:, : q.shape[1]] = q.to(qkv.dtype)
 
 
 def rms_norm(x, weight, eps, *, residual=None, out=None):
+    out = torch.empty_like(x) if out is None else out
+    if elementwise.rms_norm(x, weight, eps, residual, out):
+        return out
     values, added = fused.rms_norm(x, weight, eps, residual)
     if residual is not None:
         residual.copy_(added)
-    return (torch.empty_like(x) if out is None else out).copy_(values)
+    return out.copy_(values)
 
 
 def silu_mul(gate_up, *, out=None):
-    values = fused.silu_mul(gate_up)
-    return (torch.empty(values.shape, dtype=gate_up.dtype) if out is None else out).copy_(values)
+    out = gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2) if out is None else out
+    return out if elementwise.silu_mul(gate_up, out) else out.copy_(fused.silu_mul(gate_up))
 
 
 def copy_blocks(pool, src, dst):
