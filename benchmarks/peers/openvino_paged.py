@@ -1,4 +1,8 @@
-"""OpenVINO GenAI's continuous batching pipeline: paged cache, split prefill, prefix caching where lines share."""
+"""OpenVINO GenAI's continuous batching pipeline: paged cache, split prefill, prefix caching where lines share.
+
+The pipeline looks for cached prefixes when a line is added, and all lines of a call are added at once. So that lines
+with a shared prefix find it, they are given in two calls: one line of each prefix first, then the others.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,17 @@ import openvino
 import openvino_genai
 from contract import Line, Run, Task, serve
 
+PREFIX_TOKENS = 64
 PRECISION = {"float32": "f32", "bfloat16": "bf16"}
+
+
+def waves(lines: list[Line]) -> list[list[int]]:
+    """Line numbers: the first line of each prefix, then the rest."""
+    first: dict[tuple[int, ...], int] = {}
+    for number, line in enumerate(lines):
+        first.setdefault(tuple(line.prompt[:PREFIX_TOKENS]), number)
+    rest = sorted(set(range(len(lines))) - set(first.values()))
+    return [wave for wave in (list(first.values()), rest) if wave]
 
 
 def load(task: Task) -> Run:
@@ -26,15 +40,21 @@ def load(task: Task) -> Run:
     }
     pipeline = openvino_genai.ContinuousBatchingPipeline(task.options["export"], scheduler, "CPU", properties)
 
-    def run(lines: list[Line]) -> list[list[int]]:
+    def call(lines: list[Line]) -> list[list[int]]:
         prompts = [openvino.Tensor(np.array([line.prompt], dtype=np.int64)) for line in lines]
         settings = []
         for line in lines:
             each = openvino_genai.GenerationConfig()
             each.max_new_tokens, each.ignore_eos, each.do_sample = line.max_tokens, True, False
             settings.append(each)
-        results = pipeline.generate(prompts, settings)
-        return [list(result.m_generation_ids[0]) for result in results]
+        return [list(result.m_generation_ids[0]) for result in pipeline.generate(prompts, settings)]
+
+    def run(lines: list[Line]) -> list[list[int]]:
+        outputs: list[list[int]] = [[] for _ in lines]
+        for wave in waves(lines) if task.share_prefixes else [list(range(len(lines)))]:
+            for number, tokens in zip(wave, call([lines[n] for n in wave]), strict=True):
+                outputs[number] = tokens
+        return outputs
 
     return run
 
