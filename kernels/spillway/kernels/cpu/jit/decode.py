@@ -16,9 +16,11 @@ from spillway.kernels.cpu.attention_layout import (
     CHUNK,
     CONTEXTS,
     GROUP,
+    HEAD_BYTES,
     HEAD_DIM,
     HEAD_PARTS,
     HIGHS,
+    KEYS,
     KV_HEADS,
     LOWS,
     MAXIMA,
@@ -38,12 +40,20 @@ from spillway.kernels.cpu.attention_layout import (
     SUMS_OF_ROWS,
     TABLE_STRIDE,
     TABLES,
+    TOKEN_BYTES,
     TOTAL_MAXIMA,
     TOTAL_SUMS,
     VALUES,
 )
-from spillway.kernels.cpu.formats import FLOAT32
-from spillway.kernels.cpu.jit.microkernels import TILE_ROWS, copy_row, merge_row, product, product_onto
+from spillway.kernels.cpu.formats import FLOAT16, FLOAT32
+from spillway.kernels.cpu.jit.microkernels import (
+    FEW_ROWS,
+    copy_row,
+    merge_row,
+    product,
+    score_few,
+    values_onto,
+)
 from spillway.kernels.cpu.jit.scalars import (
     copy_bytes,
     fetch_add,
@@ -57,6 +67,7 @@ from spillway.kernels.cpu.jit.tile import (
     arg,
     clear_state,
     close_span,
+    even_share,
     finish_row,
     floats_of,
     ints_of,
@@ -69,32 +80,55 @@ from spillway.kernels.cpu.jit.tile import (
 )
 from spillway.kernels.cpu.launch import SCRATCH, SCRATCH_BYTES, TICKET, WORKER
 
+MANY_ROWS = FEW_ROWS  # query heads per key head from which on turning the keys once and for all pays
+
+
+@device
+def score_head(args: int, scratch: int, table: int, head: int, kv_head: int, token: int, end: int, ahead: int) -> None:
+    """Scores of one key head's rows with a panel of sixteen tokens, [token, end)."""
+    group, stride, channels = arg(args, GROUP), arg(args, PADDED_DIM) * 4, arg(args, HEAD_DIM)
+    kind, token_bytes = arg(args, POOL_FORMAT), arg(args, TOKEN_BYTES)
+    direct = kind <= FLOAT16 and arg(args, BLOCK_SHIFT) >= 3 and channels & 7 == 0
+    panel = scratch + arg(args, AT_KEY_PANELS)
+    first, second = panel, panel
+    if direct:
+        first = token_address(args, arg(args, KEYS), table, token, kv_head)
+        second = token_address(args, arg(args, KEYS), table, token + 8, kv_head) if token + 8 < end else first
+    if not direct or group > MANY_ROWS:
+        load_key_panel(args, scratch, table, token, end, kv_head, panel, ahead)
+    row, last_row = head * group, (head + 1) * group
+    scores = scratch + arg(args, AT_SCORES) + (token & (CHUNK - 1)) * 4
+    while row < last_row:
+        queries = scratch + arg(args, AT_QUERIES) + row * stride
+        target = scores + row * (CHUNK * 4)
+        if direct and group <= MANY_ROWS:
+            count = min(FEW_ROWS, last_row - row)
+            case = kind * FEW_ROWS + count - 1
+            score_few(case, first, second, token_bytes, channels, queries, stride, target, CHUNK * 4, ahead)
+        else:
+            count = even_share(last_row - row)
+            product(count, queries, stride, panel, 64, channels, target, CHUNK * 4)
+        row += count
+
 
 @device
 def score_heads(
-    args: int, scratch: int, table: int, heads: int, first_head: int, token: int, end: int, column: int
+    args: int, scratch: int, table: int, heads: int, first_head: int, token: int, end: int, after: int
 ) -> None:
-    """Scores of up to a block's tokens [token, end), head after head."""
-    group, stride, channels = arg(args, GROUP), arg(args, PADDED_DIM) * 4, arg(args, HEAD_DIM)
-    panel = scratch + arg(args, AT_KEY_PANELS)
+    """Scores of up to a block's tokens [token, end), head after head; ``after`` is what will be read next."""
+    head_bytes = arg(args, HEAD_BYTES)
+    ahead = token_address(args, arg(args, KEYS), table, token, first_head)
     for head in range(heads):
+        ahead = ahead + head_bytes if head + 1 < heads else after
         for offset in range(0, end - token, 16):
-            load_key_panel(args, scratch, table, token + offset, end, first_head + head, panel)
-            row, last_row = head * group, (head + 1) * group
-            while row < last_row:
-                count = min(TILE_ROWS, last_row - row)
-                queries = scratch + arg(args, AT_QUERIES) + row * stride
-                scores = scratch + arg(args, AT_SCORES) + row * (CHUNK * 4) + (column + offset) * 4
-                product(count, queries, stride, panel, 64, channels, scores, CHUNK * 4)
-                row += count
+            place = ahead + offset * arg(args, TOKEN_BYTES)
+            score_head(args, scratch, table, head, first_head + head, token + offset, end, place)
 
 
 @device
-def value_rows(args: int, scratch: int, table: int, token: int, count: int, kv_head: int) -> int:
-    """Address of consecutive tokens' values in float32, one row of padded_dim each: in the pool where they are so."""
+def staged_values(args: int, scratch: int, table: int, token: int, count: int, kv_head: int) -> int:
+    """Consecutive tokens' values in float32, one row of padded_dim each."""
     padded, channels = arg(args, PADDED_DIM), arg(args, HEAD_DIM)
-    if arg(args, POOL_FORMAT) == FLOAT32 and padded == channels:
-        return token_address(args, arg(args, VALUES), table, token, kv_head)
     rows = scratch + arg(args, AT_VALUE_PANELS)
     for t in range(count):
         source = token_address(args, arg(args, VALUES), table, token + t, kv_head)
@@ -104,20 +138,28 @@ def value_rows(args: int, scratch: int, table: int, token: int, count: int, kv_h
 
 @device
 def add_head_values(
-    args: int, scratch: int, table: int, heads: int, first_head: int, token: int, end: int, column: int
+    args: int, scratch: int, table: int, heads: int, first_head: int, token: int, end: int, after: int
 ) -> None:
     """Continue the chunk's output chains with tokens [token, end) of one block, head after head."""
-    group, stride = arg(args, GROUP), arg(args, PADDED_DIM) * 4
+    group, padded, head_bytes = arg(args, GROUP), arg(args, PADDED_DIM), arg(args, HEAD_BYTES)
+    kind, values_stride = arg(args, POOL_FORMAT), arg(args, TOKEN_BYTES)
+    direct = kind <= FLOAT16 and padded == arg(args, HEAD_DIM)
+    values = token_address(args, arg(args, VALUES), table, token, first_head)
+    ahead = values
     for head in range(heads):
-        values = value_rows(args, scratch, table, token, end - token, first_head + head)
+        ahead = ahead + head_bytes if head + 1 < heads else after
+        if not direct:
+            values = staged_values(args, scratch, table, token, end - token, first_head + head)
+            kind, values_stride = FLOAT32, padded * 4
         row, last_row = head * group, (head + 1) * group
         while row < last_row:
-            count = min(TILE_ROWS, last_row - row)
-            weights = scratch + arg(args, AT_SCORES) + row * (CHUNK * 4) + column * 4
-            target = scratch + arg(args, AT_PRODUCT) + row * stride
-            for channel in range(0, stride, 64):
-                product_onto(count, weights, CHUNK * 4, values + channel, stride, end - token, target + channel, stride)
+            count = min(FEW_ROWS, last_row - row)
+            case = kind * FEW_ROWS + count - 1
+            weights = scratch + arg(args, AT_SCORES) + row * (CHUNK * 4) + (token & (CHUNK - 1)) * 4
+            target = scratch + arg(args, AT_PRODUCT) + row * padded * 4
+            values_onto(case, weights, CHUNK * 4, values, values_stride, end - token, target, padded * 4, padded, ahead)
             row += count
+        values += head_bytes
 
 
 @device
@@ -150,7 +192,9 @@ def decode_chunk(
     while column < last:
         begin, end = max(column, first), min(column + step, last)
         if begin < sinks or end > low:
-            score_heads(args, scratch, table, heads, first_head, chunk_start + begin, chunk_start + end, begin)
+            base = arg(args, KEYS) if end < last else arg(args, VALUES)
+            after = token_address(args, base, table, chunk_start + (end if end < last else first), first_head)
+            score_heads(args, scratch, table, heads, first_head, chunk_start + begin, chunk_start + end, after)
         column += step
     for row in range(rows):
         head = first_head * arg(args, GROUP) + row
@@ -162,10 +206,14 @@ def decode_chunk(
     while column < last:
         if column < sinks:
             begin, end = column, min(column + step, sinks)
-            add_head_values(args, scratch, table, heads, first_head, chunk_start + begin, chunk_start + end, begin)
+            base = arg(args, VALUES) if end < last else arg(args, KEYS)
+            after = token_address(args, base, table, min(chunk_start + end, high - 1), first_head)
+            add_head_values(args, scratch, table, heads, first_head, chunk_start + begin, chunk_start + end, after)
         begin, end = max(max(column, low), sinks), min(column + step, last)
         if begin < end:
-            add_head_values(args, scratch, table, heads, first_head, chunk_start + begin, chunk_start + end, begin)
+            base = arg(args, VALUES) if end < last else arg(args, KEYS)
+            after = token_address(args, base, table, min(chunk_start + end, high - 1), first_head)
+            add_head_values(args, scratch, table, heads, first_head, chunk_start + begin, chunk_start + end, after)
         column += step
     merge_product(args, scratch, rows)
 

@@ -1,4 +1,4 @@
-"""Norms, activation and rotary: one row at a time, its arithmetic spelled out, so that its bits depend on the row alone."""
+"""Norms, activation and rotary: one row at a time, its arithmetic spelled out: its bits depend on the row alone."""
 
 from typing import Any
 
@@ -30,12 +30,12 @@ from spillway.kernels.cpu.elementwise_layout import (
     VALUES,
     WEIGHT,
     WIDTH,
-    X,
     X_STRIDE,
+    X,
 )
 from spillway.kernels.cpu.formats import BFLOAT16, FLOAT16, FLOAT32, ITEM_BYTES
-from spillway.kernels.cpu.jit.emit import F32, LANES, Emitter, Written, microkernel, vector
-from spillway.kernels.cpu.jit.formats import load_float, store_float
+from spillway.kernels.cpu.jit.emit import F32, LANES, Emitter, microkernel, vector
+from spillway.kernels.cpu.jit.formats import store_float
 from spillway.kernels.cpu.jit.scalars import fetch_add, load_float32, load_int
 from spillway.kernels.cpu.jit.subset import device
 from spillway.kernels.cpu.launch import TICKET
@@ -119,7 +119,7 @@ def silu_mul(args: int) -> None:
         first = fetch_add(args + 8 * TICKET, 1) * some
 
 
-def _head(name: str, number_format: int, *, rotated: bool) -> Written:
+def _head(name: str, number_format: int, *, rotated: bool) -> Any:
     """A head into a number format: normalized if it has a weight, its first 2 * half channels rotated if asked.
 
     Signature: source, weight (0: none), cos_sin, half, channels, target; 1 / channels and eps of the norm.

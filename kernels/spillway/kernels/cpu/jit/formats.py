@@ -5,21 +5,28 @@ from typing import Any
 from spillway.kernels.cpu.formats import BFLOAT16, FLOAT16, FLOAT32, INT8
 from spillway.kernels.cpu.jit.emit import F16, F32, I8, I16, I32, LANES, Emitter, lanes_of, vector
 
+RAW = (F32, I16, F16, I8, I8)  # what a format's numbers are loaded as
+
 
 def load_float(e: Emitter, address: Any, number_format: int, lanes: int = LANES) -> Any:
     """Consecutive numbers of a format as float32 lanes."""
+    return widen(e, e.load(address, RAW[number_format], lanes), number_format)
+
+
+def widen(e: Emitter, raw: Any, number_format: int) -> Any:
+    """Lanes as they lie in memory (of type RAW) as float32 lanes."""
     b = e.b
-    wide, whole = vector(F32, lanes), vector(I32, lanes)
+    wide, whole = vector(F32, lanes_of(raw)), vector(I32, lanes_of(raw))
     if number_format == FLOAT32:
-        return e.load(address, F32, lanes)
+        return raw
     if number_format == BFLOAT16:
-        bits = b.zext(e.load(address, I16, lanes), whole)
+        bits = b.zext(raw, whole)
         return b.bitcast(b.shl(bits, e.const(bits, 16)), wide)
     if number_format == FLOAT16:
-        return b.fpext(e.load(address, F16, lanes), wide)
+        return b.fpext(raw, wide)
     if number_format == INT8:
-        return b.sitofp(b.sext(e.load(address, I8, lanes), whole), wide)
-    return fp8_to_float(e, b.zext(e.load(address, I8, lanes), whole))
+        return b.sitofp(b.sext(raw, whole), wide)
+    return fp8_to_float(e, b.zext(raw, whole))
 
 
 def store_float(e: Emitter, value: Any, address: Any, number_format: int) -> None:

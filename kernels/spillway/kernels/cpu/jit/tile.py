@@ -166,7 +166,9 @@ def token_address(args: int, base: int, table: int, token: int, kv_head: int) ->
 
 
 @device
-def load_key_panel(args: int, scratch: int, table: int, token: int, end: int, kv_head: int, panel: int) -> None:
+def load_key_panel(
+    args: int, scratch: int, table: int, token: int, end: int, kv_head: int, panel: int, ahead: int
+) -> None:
     """Sixteen tokens' keys, from ``token``, as one panel; those at or past ``end`` are not read or are never used."""
     keys, stride = arg(args, KEYS), arg(args, TOKEN_BYTES)
     number_format, channels = arg(args, POOL_FORMAT), arg(args, HEAD_DIM)
@@ -175,14 +177,14 @@ def load_key_panel(args: int, scratch: int, table: int, token: int, end: int, kv
         second = first
         if token + 8 < end:
             second = token_address(args, keys, table, token + 8, kv_head)
-        transpose_panel(number_format, first, second, stride, channels, panel)
+        transpose_panel(number_format, first, second, stride, channels, panel, ahead)
         return
     padded = arg(args, PADDED_DIM)
     stage = scratch + arg(args, AT_STAGE)
     for t in range(min(16, end - token)):
         source = token_address(args, keys, table, token + t, kv_head)
         copy_row(number_format, source, channels, stage + t * padded * 4, 64, padded)
-    transpose_panel(FLOAT32, stage, stage + 32 * padded, padded * 4, (channels + 7) & -8, panel)
+    transpose_panel(FLOAT32, stage, stage + 32 * padded, padded * 4, (channels + 7) & -8, panel, stage)
 
 
 @device
@@ -201,6 +203,13 @@ def load_values(
         else:
             for group in range(padded >> 4):
                 fill16(target + group * CHUNK * 64, 0.0)
+
+
+@device
+def even_share(rows: int) -> int:
+    """How many rows to take next so that none of the last tiles is nearly empty."""
+    tiles = (rows + TILE_ROWS - 1) // TILE_ROWS
+    return (rows + tiles - 1) // tiles
 
 
 @device
@@ -225,12 +234,14 @@ def score_panels(
     for column in range(first, last, 16):
         if column >= sinks and column + 16 <= low:
             continue  # hidden from all rows
-        load_key_panel(args, scratch, table, chunk_start + column, chunk_start + last, kv_head, panel)
+        following = chunk_start + min(column + 16, last - 1)
+        ahead = token_address(args, arg(args, KEYS), table, following, kv_head)
+        load_key_panel(args, scratch, table, chunk_start + column, chunk_start + last, kv_head, panel, ahead)
         row = 0
         while row < rows and load_int(highs + 8 * row) <= chunk_start + column:
             row += 1  # rows that stand before this panel
         while row < rows:
-            count = min(TILE_ROWS, rows - row)
+            count = even_share(rows - row)
             target = scores + row * (CHUNK * 4) + column * 4
             product(count, queries + row * stride, stride, panel, 64, channels, target, CHUNK * 4)
             row += count
