@@ -13,26 +13,40 @@ SPAN_CHUNKS = 4
 SPAN = CHUNK * SPAN_CHUNKS  # tokens of one task of a decode step; spans are merged in order
 PREFILL_ROWS = 96  # query rows (positions x heads of a group) of one task of a prefill
 
+# what differs from call to call
 (
     Q,
     Q_STRIDE,  # bytes from token to token
-    Q_FORMAT,
     OUT,
     OUT_STRIDE,
     LSE,  # 0: not wanted
     LSE_STRIDE,
     KEYS,  # the layer's keys in block 0
     VALUES,  # the layer's values in block 0
-    POOL_FORMAT,
-    BLOCK_BYTES,
-    HEAD_BYTES,
-    TOKEN_BYTES,
-    BLOCK_SHIFT,  # log2 of block_tokens
     TABLES,
     TABLE_STRIDE,
     STARTS,  # 0: row r is sequence r's one query
     CONTEXTS,
     SEQUENCES,
+    PARTIALS,  # decode: states of spans, [sequence][span]
+    SPANS,  # decode: spans per sequence in PARTIALS
+    REMAINING,  # decode: per sequence and part, how many spans are finished
+    HEAD_PARTS,  # decode: tasks that share a span by key heads
+    SHARED,  # cascade: tokens done before, a multiple of CHUNK
+    SUMS,  # score_sums: where to add
+    SUMS_STRIDE,  # score_sums: bytes from head to head
+    SUMS_SEQUENCE_STRIDE,  # score_sums: bytes from sequence to sequence
+) = range(FIRST_ARGUMENT, FIRST_ARGUMENT + 21)
+FIRST_FIXED = FIRST_ARGUMENT + 21
+
+# what a model's layers have in common
+(
+    Q_FORMAT,
+    POOL_FORMAT,
+    BLOCK_BYTES,
+    HEAD_BYTES,
+    TOKEN_BYTES,
+    BLOCK_SHIFT,  # log2 of block_tokens
     KV_HEADS,
     GROUP,
     HEAD_DIM,
@@ -45,13 +59,6 @@ PREFILL_ROWS = 96  # query rows (positions x heads of a group) of one task of a 
     FACTOR,  # float64: what a query is multiplied by, see prepare_scores
     SOFT_CAP,  # float64: cap * log2(e), 0: none
     ROWS,  # rows of scratch, a multiple of 16
-    PARTIALS,  # decode: states of spans, [sequence][span]
-    SPANS,  # decode: spans per sequence in PARTIALS
-    REMAINING,  # decode: per sequence, tasks not finished
-    HEAD_PARTS,  # decode: tasks that share a span by key heads
-    SHARED,  # cascade: tokens done before, a multiple of CHUNK
-    SUMS,  # score_sums: where to add
-    SUMS_STRIDE,  # score_sums: bytes from head to head
     AT_QUERIES,  # scratch offsets, in bytes
     AT_SCORES,
     AT_OUTPUT,
@@ -60,8 +67,8 @@ PREFILL_ROWS = 96  # query rows (positions x heads of a group) of one task of a 
     AT_KEY_PANELS,
     AT_VALUE_PANELS,
     AT_STAGE,
-) = range(FIRST_ARGUMENT, FIRST_ARGUMENT + 46)
-ARGUMENTS = FIRST_ARGUMENT + 46
+) = range(FIRST_FIXED, FIRST_FIXED + 26)
+ARGUMENTS = FIRST_FIXED + 26
 
 # arrays of ROWS numbers at the start of the scratch, in this order: 8 of float32, then 3 of int64
 MAXIMA, SUMS_OF_ROWS, NEW_MAXIMA, NEW_SUMS, OLD_WEIGHTS, NEW_WEIGHTS, TOTAL_MAXIMA, TOTAL_SUMS = range(8)

@@ -1,7 +1,7 @@
 """Runs a compiled kernel on torch's own threads.
 
-torch's CPU ops run on an OpenMP pool. A second pool on the same cores makes both crawl, so the kernels are handed to the
-very same OpenMP library; where it cannot be found (no OpenMP, or another than GNU's), Python threads do.
+torch's CPU ops run on an OpenMP pool. A second pool on the same cores makes both crawl, so the kernels are handed to
+the very same OpenMP library; where it cannot be found (no OpenMP, or another than GNU's), Python threads do.
 
 A kernel is one function ``kernel(address of its arguments)``. All threads run it at once; each takes tickets from a
 counter in the arguments until none is left, so that the division of work never shows in the results.
@@ -19,7 +19,7 @@ import torch
 TICKET, WORKER, SCRATCH, SCRATCH_BYTES = range(4)  # the first arguments of every kernel
 FIRST_ARGUMENT = 4
 
-Kernel = Callable[[int], None]
+Arguments = ctypes.Array[ctypes.c_int64]
 _KERNEL_TYPE = ctypes.CFUNCTYPE(None, ctypes.c_int64)
 
 
@@ -30,7 +30,7 @@ def _find_gnu_openmp() -> Callable[..., None] | None:
         if parallel is not None:
             parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
             parallel.restype = None
-            return parallel  # type: ignore[no-any-return]
+            return parallel
     return None
 
 
@@ -59,7 +59,7 @@ class CompiledKernel:
         self._call = _KERNEL_TYPE(address)
         self._keep = keep  # owns the code
 
-    def run(self, arguments: "ctypes.Array[ctypes.c_int64]", threads: int) -> None:
+    def run(self, arguments: Arguments, threads: int) -> None:
         """Run on this many threads and wait; the arguments must stay alive until then."""
         address = ctypes.addressof(arguments)
         if threads <= 1:
