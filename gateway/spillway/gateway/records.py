@@ -27,6 +27,7 @@ MAGIC = b"\xf5Spw"
 HEADER_BYTES = 32
 _START = struct.Struct("<4sIII")
 _CHECKSUMS = struct.Struct("<QQ")
+_HEADER = struct.Struct("<4sIIIQQ")
 _SEARCH_BYTES = 1024 * 1024
 
 
@@ -35,6 +36,9 @@ class RecordKind(IntEnum):
 
     RESULT = 1
     ERROR = 2
+
+
+_KINDS = {int(kind): kind for kind in RecordKind}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +89,8 @@ def scan(file: BinaryIO, start: int, key: int) -> Iterator[Stretch]:
     """Everything from `start` to the end of the file, as records and damaged stretches without gaps between them."""
     size = os.fstat(file.fileno()).st_size
     position = start
+    file.seek(position)
     while position < size:
-        file.seek(position)
         header = _decode_header(file.read(HEADER_BYTES), key)
         if header is None:
             stop = _find_header(file, position + 1, key)
@@ -95,16 +99,17 @@ def scan(file: BinaryIO, start: int, key: int) -> Iterator[Stretch]:
             stop = min(position + HEADER_BYTES + header.payload_bytes, size)
             yield Stretch(position, stop, _verified(header, file.read(stop - position - HEADER_BYTES), key))
         position = stop
+        if header is None:
+            file.seek(position)
 
 
 def _decode_header(raw: bytes, key: int) -> _Header | None:
-    if len(raw) < HEADER_BYTES or not raw.startswith(MAGIC):
+    if len(raw) < HEADER_BYTES:
         return None
-    header_checksum, payload_checksum = _CHECKSUMS.unpack_from(raw, _START.size)
-    if header_checksum != _checksum(raw[: _START.size], key):
+    magic, payload_bytes, index, kind, header_checksum, payload_checksum = _HEADER.unpack_from(raw)
+    if magic != MAGIC or header_checksum != xxhash.xxh3_64_intdigest(raw[: _START.size], key):
         return None
-    _, payload_bytes, index, kind = _START.unpack_from(raw)
-    return _Header(payload_bytes, index, RecordKind(kind), payload_checksum)
+    return _Header(payload_bytes, index, _KINDS[kind], payload_checksum)
 
 
 def _verified(header: _Header, payload: bytes, key: int) -> Record | None:

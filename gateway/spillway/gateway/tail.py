@@ -11,6 +11,8 @@ from spillway.api.results import batch_request_id, error_line
 from spillway.gateway.intake import decode_error
 from spillway.gateway.records import FILE_HEADER_BYTES, Record, RecordKind, scan
 
+_BUFFER_BYTES = 256 * 1024
+
 
 @dataclass(frozen=True, slots=True)
 class ResultRow:
@@ -39,7 +41,7 @@ class ResultTail:
         position, size = max(start, FILE_HEADER_BYTES), 0
         if position >= end:
             return rows, start
-        with self.log.open("rb") as file:
+        with self.log.open("rb", buffering=_BUFFER_BYTES) as file:
             for stretch in scan(file, position, self.log_key):
                 if stretch.stop > end or size >= max_bytes:
                     break
