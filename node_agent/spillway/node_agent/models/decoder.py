@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from spillway.kernels import AttentionParams, flash_prefill, paged_decode, rms_norm, rope_write_kv, silu_mul
+from spillway.kernels import AttentionParams, flash_prefill, paged_decode, rms_norm, rope_write_kv
 from spillway.node_agent.batch import StepBatch
 from spillway.node_agent.checkpoint import Checkpoint
 from spillway.node_agent.models.linear import compute_dtype
@@ -36,6 +36,9 @@ class Decoder:
         """KV heads of this rank, which is how many its pool holds."""
         self._weights = weights
         self._vocab = options.shard.vocab_rows(spec)
+        self._qkv = (self.heads + 2 * self.kv_heads) * spec.head_dim
+        mlp = options.shard.mlp_rows(spec)
+        self._mlp = mlp.stop - mlp.start
         self._all_reduce = all_reduce
         self._compute = compute_dtype(options.device, options.dtype)
         self._cos_sin = spec.positions.cos_sin_table(spec.max_positions).to(options.device)
@@ -62,13 +65,14 @@ class Decoder:
             pool: ``[num_blocks, layers, 2, kv_heads, block_tokens, head_dim]``.
 
         Returns:
-            ``[R, vocab]`` float32, one row for each of ``batch.sample_rows``.
+            ``[R, vocab]`` float32, one row for each of ``batch.sample_rows``; valid until the next call.
         """
         residual = self._embed(batch.token_ids)
         update: Tensor | None = None
         last = self.spec.layers - 1
         for number, layer in enumerate(self._weights.layers):
-            qkv = layer.qkv(self._norm(residual, update, layer.input_norm))
+            rows, hidden = residual.shape
+            qkv = layer.qkv(self._norm(residual, update, layer.input_norm), self._scratch.rows("qkv", rows, self._qkv))
             self._finish_qkv(number, layer, qkv, batch, pool)
             if number == last and batch.sample_rows.shape[0] == 0:
                 return torch.empty(0, self.spec.vocab, device=residual.device)
@@ -76,10 +80,11 @@ class Decoder:
             if number == last:
                 # All KV is written; from here on only the rows whose logits are wanted matter.
                 attended, residual = attended[batch.sample_rows], residual[batch.sample_rows]
-            normed = self._norm(residual, self._reduced(layer.o(attended)), layer.post_norm)
-            gate_up = layer.gate_up(normed)
-            activated = silu_mul(gate_up, out=self._scratch.rows("mlp", gate_up.shape[0], gate_up.shape[1] // 2))
-            update = self._reduced(layer.down(activated))
+            rows = residual.shape[0]
+            projected = layer.o(attended, self._scratch.rows("o", rows, hidden))
+            normed = self._norm(residual, self._reduced(projected), layer.post_norm)
+            activated = layer.gated(normed, self._scratch.rows("mlp", rows, self._mlp))
+            update = self._reduced(layer.down(activated, self._scratch.rows("down", rows, hidden)))
         return self._logits(self._norm(residual, update, self._weights.final_norm))
 
     def _embed(self, token_ids: Tensor) -> Tensor:
@@ -135,7 +140,8 @@ class Decoder:
         return partial
 
     def _logits(self, normed: Tensor) -> Tensor:
-        own = self._weights.lm_head(normed).float()
+        vocabulary = self._vocab.stop - self._vocab.start
+        own = self._weights.lm_head(normed, self._scratch.rows("logits", normed.shape[0], vocabulary)).float()
         if self._all_reduce is None:
             return own
         whole = torch.zeros(own.shape[0], self.spec.vocab, device=own.device)

@@ -1,9 +1,10 @@
 """Dense layers with their weights in the form the device multiplies fastest.
 
-On CPU that is a oneDNN-packed weight. Measured in float32: two to five times `F.linear` at 8 to 64 rows on AMD cores,
-and each row's result is bit for bit the same however many rows share the call, which `F.linear` does not promise below
-8 rows. Without bfloat16 instructions a bfloat16 matrix product runs at an eighth of the float32 rate, so there the
-weights are rounded to the asked dtype and computed with in float32, at twice the memory.
+On CPU a weight is packed: for Spillway's own kernel where the CPU has AVX2 and no AVX-512, else for oneDNN. Both give
+each row the same bits however many rows share the call, which `F.linear` does not promise below 8 rows. The choice depends
+on the CPU alone, so that runs on one machine agree. Without bfloat16 instructions a bfloat16 matrix product runs at an
+eighth of the float32 rate, so there weights are rounded to the asked dtype and computed with in float32; our own kernel
+reads bfloat16 weights as they are, oneDNN needs them as float32, at twice the memory.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from spillway.kernels import silu_mul
+from spillway.kernels.cpu.linear import PackedLinear
+
 
 class Linear(Protocol):
-    """``[T, in]`` → ``[T, out]``, a new tensor."""
+    """``[T, in]`` → ``[T, out]``: into ``out`` where the form can write there, else a new tensor."""
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Multiply, and add the bias where there is one."""
         ...
 
@@ -31,28 +35,51 @@ class DenseLinear:
     weight: Tensor
     bias: Tensor | None
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:  # noqa: ARG002 - cuBLAS allocates
         """``x · weightᵀ + bias``."""
         return functional.linear(x, self.weight, self.bias)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class PackedLinear:
+class OneDnnLinear:
     """A weight in oneDNN's own blocked order; the ordinary one can be freed."""
 
     packed: Tensor
     bias: Tensor | None
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:  # noqa: ARG002 - oneDNN allocates
         """``x · weightᵀ + bias``; `x` is contiguous."""
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
 
-def make_linear(weight: Tensor, bias: Tensor | None) -> Linear:
-    """A linear from ``weight [out, in]``. On CPU the weight is copied into packed form and may be reused afterwards."""
-    if weight.device.type != "cpu":
-        return DenseLinear(weight, bias)
-    return PackedLinear(torch.ops.mkldnn._reorder_linear_weight(weight, None), bias)
+@dataclass(frozen=True, slots=True, eq=False)
+class GatedLinear:
+    """``silu(gate) · up`` of a linear whose outputs are all gates, then all that they gate."""
+
+    gate_up: Linear
+
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """Multiply, then activate."""
+        return silu_mul(self.gate_up(x), out=out)
+
+
+def make_linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, *, gated: bool = False) -> Linear:
+    """A linear from ``weight [out, in]``, whose values are of ``dtype`` whatever they are held in.
+
+    With ``gated`` the first half of the outputs are gates: the result is ``silu(first) · second``. On CPU the weight is
+    copied into packed form and may be reused afterwards.
+    """
+    if weight.device.type == "cpu" and weight.dtype == torch.float32 and _own_kernel_is_faster():
+        return PackedLinear.pack(weight.to(torch.bfloat16) if dtype == torch.bfloat16 else weight, bias, gated=gated)
+    linear: Linear = DenseLinear(weight, bias)
+    if weight.device.type == "cpu":
+        linear = OneDnnLinear(torch.ops.mkldnn._reorder_linear_weight(weight, None), bias)
+    return GatedLinear(linear) if gated else linear
+
+
+def _own_kernel_is_faster() -> bool:
+    """Measured on Zen 3: see benchmarks/kernels/cpu_linear.py. oneDNN's AVX-512 kernels were not beaten or tried."""
+    return torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 
 def compute_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:

@@ -31,8 +31,8 @@ class LayerWeights:
     k_norm: Tensor | None
     o: Linear
     post_norm: Tensor
-    gate_up: Linear
-    """hidden → 2 · I, gate first."""
+    gated: Linear
+    """hidden → I: silu(gate) · up."""
     down: Linear
 
 
@@ -147,12 +147,13 @@ class _Loader:
             embedding = reader.view(f"{self._names.embedding}.weight")[rows]
             head = embedding if self._spec.tied_embeddings else reader.view(f"{self._names.lm_head}.weight")[rows]
             if self._options.device.type == "cpu":
-                lm_head = make_linear(self._fused([head]), None)
+                lm_head = make_linear(self._fused([head]), None, self._options.dtype)
                 self._staging = torch.empty(0, dtype=self._compute)
                 # Rows are gathered, not multiplied: where the checkpoint's dtype is narrow it can stay so.
                 return embedding.to(self._gather_dtype(embedding.dtype), copy=True), lm_head
             weight = self._fused([embedding])
-            return weight, make_linear(weight if self._spec.tied_embeddings else self._fused([head]), None)
+            head_weight = weight if self._spec.tied_embeddings else self._fused([head])
+            return weight, make_linear(head_weight, None, self._options.dtype)
 
     def layer(self, number: int) -> LayerWeights:
         """One decoder layer."""
@@ -170,7 +171,9 @@ class _Loader:
                 k_norm=self._vector([part.vector(names.k_norm)]) if spec.qk_norm else None,
                 o=self._linear([part.matrix(names.o, every, q)], part.biases(spec.o_bias and first, (names.o, every))),
                 post_norm=self._vector([part.vector(names.post_norm)]),
-                gate_up=self._linear([part.matrix(*at) for at in gate_up], part.biases(spec.mlp_bias, *gate_up)),
+                gated=self._linear(
+                    [part.matrix(*at) for at in gate_up], part.biases(spec.mlp_bias, *gate_up), gated=True
+                ),
                 down=self._linear(
                     [part.matrix(names.down, every, mlp)], part.biases(spec.mlp_bias and first, (names.down, every))
                 ),
@@ -186,8 +189,9 @@ class _Loader:
             return self._options.dtype
         return stored if stored.itemsize < self._compute.itemsize else self._compute
 
-    def _linear(self, parts: list[Tensor], biases: list[Tensor]) -> Linear:
-        return make_linear(self._fused(parts), self._vector(biases) if biases else None)
+    def _linear(self, parts: list[Tensor], biases: list[Tensor], *, gated: bool = False) -> Linear:
+        bias = self._vector(biases) if biases else None
+        return make_linear(self._fused(parts), bias, self._options.dtype, gated=gated)
 
     def _vector(self, parts: list[Tensor]) -> Tensor:
         joined = torch.cat(parts).to(self._options.dtype).to(self._compute, copy=True)
