@@ -123,24 +123,24 @@ def set_up(arguments: argparse.Namespace, place: Place) -> int:
     return failed
 
 
-def packed_rate(setting: Setting, place: Place) -> float:
-    """The packed matmul rate of this machine at this moment, GFLOP/s."""
+def packed_rate(setting: Setting, place: Place) -> results.Rate:
+    """The packed matmul rate of this machine at this moment."""
     python = place.environments.python("transformers")
-    task, target = write_task(setting, place, "rate", {}), place.path("results", "rate.txt")
+    task, target = write_task(setting, place, "rate", {}), place.path("results", "rate.json")
     target.unlink(missing_ok=True)
     command = [str(python), str(SCRIPTS / "matmul_rate.py"), str(task), str(target)]
     log = place.path("logs", "rate.txt")
     done = measured(command, environment(setting.threads), log, place.limit_s)
     if done.return_code != 0:
         raise SystemExit(f"the matmul rate could not be measured; see {log}")
-    return float(target.read_text())
+    return results.Rate(**json.loads(target.read_text()))
 
 
 def compare(setting: Setting, arguments: argparse.Namespace, place: Place) -> None:
     """Run the chosen peers on one setting, print the table, keep the result."""
     say(f"{setting.model}, {setting.workload.name}, {setting.dtype}: measuring the packed matmul rate …")
     rate = packed_rate(setting, place)
-    say(f"  {rate:.0f} GFLOP/s")
+    say(f"  {rate.gflop_s:.0f} GFLOP/s in {rate.dtype}")
     reference_file = place.path(
         "references", f"{setting.model}-{setting.workload.name}-{arguments.seed}-{setting.threads}.json"
     )

@@ -6,10 +6,20 @@ import json
 import os
 import platform
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.peers import NAMES, PEERS, Outcome, Setting
+
+
+@dataclass(frozen=True)
+class Rate:
+    """What packed matmuls of the model's shapes reach, and in which dtype."""
+
+    gflop_s: float
+    dtype: str
+
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 
@@ -64,7 +74,7 @@ def _begins(text: str, start: str) -> bool:
     return text.startswith(start.rstrip("\ufffd"))
 
 
-def record(setting: Setting, outcome: Outcome, match: float | None, packed_gflop_s: float) -> dict[str, Any]:
+def record(setting: Setting, outcome: Outcome, match: float | None, rate: Rate) -> dict[str, Any]:
     """One peer's figures on one setting. Tokens are generated ones; seconds are those of the batch."""
     work, process = setting.workload, outcome.process
     gflop = work.flops(setting.shape) / 1e9
@@ -76,8 +86,9 @@ def record(setting: Setting, outcome: Outcome, match: float | None, packed_gflop
         "process_cpu_s": process.cpu_s,
         "peak_rss_bytes": process.peak_rss_bytes,
         "match_share": match,
-        "packed_gflop_s": packed_gflop_s,
-        "packed_share": gflop / outcome.batch_s / packed_gflop_s,
+        "packed_gflop_s": rate.gflop_s,
+        "packed_dtype": rate.dtype,
+        "packed_share": gflop / outcome.batch_s / rate.gflop_s,
         "command": outcome.command,
         "versions": outcome.versions,
         "details": outcome.details,

@@ -3,7 +3,8 @@
 
     python benchmarks/kvstore/checksum.py [--directory DIR]
 
-The copy and the disk accesses are bare: `numpy.copyto`, and `os.pwritev`/`os.preadv` past the page cache with one thread.
+The copy and the disk accesses are bare: `numpy.copyto`, and `os.pwritev` and `os.preadv` past the page cache, each with
+one thread.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from figures import SIZES, alternate, random_rows, report
+
 from spillway.kvstore.buffers import aligned
 from spillway.kvstore.header import checksum_of
 from spillway.kvstore.tiers.disk.files import open_file, read_all, supports_direct_io, write_all

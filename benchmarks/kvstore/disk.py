@@ -3,10 +3,10 @@
 
     python benchmarks/kvstore/disk.py [--directory DIR]
 
-Written: a store without a host tier takes blocks and writes them behind; the time ends when all are on disk. Overwritten:
-the same again in a full store, so that every block evicts another. Read: batches in random order. fio runs in turns with
-the store: direct I/O, as many threads as the store has, the same size of access (block and header), a preallocated
-file. Without fio its place is taken by a loop of `os.pwritev` and `os.preadv` on as many threads.
+Written: a store without a host tier takes blocks and writes them behind; the time ends when all are on disk.
+Overwritten: the same again in a full store, so that every block evicts another. Read: batches in random order. fio runs
+in turns with the store: direct I/O, as many threads as the store has, the same size of access (block and header), a
+preallocated file. Without fio its place is taken by a loop of `os.pwritev` and `os.preadv` on as many threads.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ import statistics
 import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from figures import IDENTITY, SIZES, names, random_rows, report, seconds
+
 from spillway.kvstore import BlockStore, Deadlines, StoreConfig
 from spillway.kvstore.buffers import aligned
 from spillway.kvstore.tiers.disk.files import open_file, read_all, supports_direct_io, write_all
@@ -109,7 +111,7 @@ def measure(label: str, length: int, directory: Path) -> dict[str, object]:
             note("write", count * length / seconds(lambda: fill(store, hashes[:count], rows)))
             note("write limit", limit.bytes_per_s("write"))
             there = [number for number in order if store.contains(hashes[number])]
-            note("read", len(there) * length / seconds(lambda: load(store, there, hashes, outs)))
+            note("read", len(there) * length / seconds(partial(load, store, there, hashes, outs)))
             note("read limit", limit.bytes_per_s("randread"))
             note("overwrite", count * length / seconds(lambda: fill(store, hashes[count:], rows)))
             disk = store.stats().tiers["disk"]
@@ -154,4 +156,6 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory(dir=parser.parse_args().directory) as made:
         table = [measure(label, length, Path(made)) for label, length in SIZES.items()]
     used = "fio" if shutil.which("fio") else "own loop"
-    report("disk tier against the disk", table, {"bytes": TOTAL_BYTES, "rounds": ROUNDS, "limit by": used, "seed": SEED})
+    report(
+        "disk tier against the disk", table, {"bytes": TOTAL_BYTES, "rounds": ROUNDS, "limit by": used, "seed": SEED}
+    )

@@ -15,8 +15,9 @@ import numpy.typing as npt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from harness.results import RESULTS, machine  # noqa: E402
-from spillway.kvstore import BlockHash, KVIdentity, block_hash  # noqa: E402
+from harness.results import RESULTS, machine
+
+from spillway.kvstore import BlockHash, KVIdentity, block_hash
 
 Bytes = npt.NDArray[np.uint8]
 IDENTITY = KVIdentity("benchmark", "bfloat16", "none", 16, (0, 32), 0, 1, "rope")

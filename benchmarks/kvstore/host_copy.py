@@ -3,26 +3,27 @@
 
     python benchmarks/kvstore/host_copy.py
 
-A put is a checksum and a copy; a get is a copy and a checksum. The limit is one thread's `numpy.copyto` between the same
-number of equal blocks, both sides touched before, in the same run and in turns.
+A put is a checksum and a copy; a get is a copy and a checksum. The limit is one thread's `numpy.copyto` between as
+many equal blocks, both sides touched before, in the same run and in turns.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from figures import IDENTITY, SIZES, alternate, names, random_rows, report
+
 from spillway.kvstore import BlockStore, StoreConfig
 
 TOTAL_BYTES = 256 << 20
 BATCH = 32
-ROUNDS = 15
+ROUNDS = 7
 SEED = 1
 
 
 def measure(label: str, length: int) -> dict[str, object]:
     """One row: GB/s of put, get and copy for blocks of ``length`` bytes."""
     count = TOTAL_BYTES // length
-    source, sink, copied = random_rows(count, length, SEED), random_rows(count, length, SEED + 1), None
+    source, sink = random_rows(count, length, SEED), random_rows(count, length, SEED + 1)
     copied = np.zeros_like(source)
     hashes = names(count)
     config = StoreConfig(length, IDENTITY, host_bytes=count * (length + 1024) + (1 << 20))

@@ -13,9 +13,18 @@ def load_model(task: Task, **settings: Any) -> Any:
     """The task's model in its dtype, in evaluation mode, linears packed unless options say otherwise."""
     torch.set_num_threads(task.threads)
     model = AutoModelForCausalLM.from_pretrained(task.model, dtype=getattr(torch, task.dtype), **settings).eval()
-    if task.options.get("linears") == "packed":
+    if task.options.get("linears") == "packed" and can_pack(model.dtype):
         pack_linears(model)
     return model
+
+
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether oneDNN packs weights of this dtype here: bfloat16 takes instructions that not every CPU has."""
+    try:
+        torch.ops.mkldnn._reorder_linear_weight(torch.zeros(64, 64, dtype=dtype), 64)
+    except RuntimeError:
+        return False
+    return True
 
 
 @torch.inference_mode()

@@ -5,12 +5,14 @@ Every layer's weights are gone through in turn, as in a real step, so none is in
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from pathlib import Path
 
 import torch
 from contract import read_task
+from hf_model import can_pack
 from transformers import AutoConfig
 
 ROWS = 512
@@ -50,10 +52,13 @@ def packed_gflop_s(model: Path, dtype: torch.dtype) -> float:
 
 
 def main() -> None:
-    """Measure for the task's model and dtype."""
+    """Measure for the task's model and dtype; for float32 on a CPU that cannot multiply in the task's dtype."""
     task = read_task(Path(sys.argv[1]))
     torch.set_num_threads(task.threads)
-    Path(sys.argv[2]).write_text(str(packed_gflop_s(task.model, getattr(torch, task.dtype))))
+    dtype = getattr(torch, task.dtype)
+    dtype = dtype if can_pack(dtype) else torch.float32
+    figures = {"gflop_s": packed_gflop_s(task.model, dtype), "dtype": str(dtype).removeprefix("torch.")}
+    Path(sys.argv[2]).write_text(json.dumps(figures))
 
 
 if __name__ == "__main__":

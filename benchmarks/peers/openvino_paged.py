@@ -1,7 +1,8 @@
 """OpenVINO GenAI's continuous batching pipeline: paged cache, split prefill, prefix caching where lines share.
 
 The pipeline looks for cached prefixes when a line is added, and all lines of a call are added at once. So that lines
-with a shared prefix find it, they are given in two calls: one line of each prefix first, then the others.
+with a shared prefix find it, they are given in two calls: one line of each prefix first, then the others. A CPU without
+bfloat16 instructions computes in float32 whatever is asked for.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import openvino_genai
 from contract import Line, Run, Task, serve
 
 PREFIX_TOKENS = 64
-PRECISION = {"float32": "f32", "bfloat16": "bf16"}
 
 
 def waves(lines: list[Line]) -> list[list[int]]:
@@ -32,7 +32,8 @@ def load(task: Task) -> Run:
     scheduler.max_num_batched_tokens = int(task.options.get("batch_tokens", "512"))
     scheduler.dynamic_split_fuse = True
     scheduler.enable_prefix_caching = task.share_prefixes
-    precision = PRECISION[task.dtype]
+    can_bfloat16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    precision = "bf16" if task.dtype == "bfloat16" and can_bfloat16 else "f32"
     properties = {
         "INFERENCE_PRECISION_HINT": precision,
         "KV_CACHE_PRECISION": precision,
