@@ -1,8 +1,8 @@
 """Dense layers with their weights in the form the device multiplies fastest.
 
 On CPU a weight is packed: for Spillway's own kernel where the CPU has AVX2 and no AVX-512, else for oneDNN. Both give
-each row the same bits however many rows share the call, which `F.linear` does not promise below 8 rows. The choice depends
-on the CPU alone, so that runs on one machine agree. Without bfloat16 instructions a bfloat16 matrix product runs at an
+each row the same bits however many rows share the call, which `F.linear` does not promise below 8 rows. The choice
+depends on the CPU alone, so that runs on one machine agree. Without bfloat16 instructions a bfloat16 product runs at an
 eighth of the float32 rate, so there weights are rounded to the asked dtype and computed with in float32; our own kernel
 reads bfloat16 weights as they are, oneDNN needs them as float32, at twice the memory.
 """
