@@ -144,6 +144,11 @@ class Emitter:
         b.cbranch(b.icmp_signed("<", following, stop), body, after)
         b.position_at_end(after)
 
+    def split(self, count: Any) -> list[tuple[int, Any, Any]]:
+        """Two loops over ``count``, by whole vectors and then one by one: (lanes, start, stop) of each."""
+        full = self.b.and_(count, self.i64(-LANES))
+        return [(LANES, self.i64(0), full), (1, full, count)]
+
     @contextlib.contextmanager
     def when(self, condition: Any) -> Iterator[None]:
         """Run the body only if the condition holds."""

@@ -5,6 +5,7 @@ from typing import Any
 from spillway.kernels.cpu.formats import BFLOAT16, FLOAT16, FLOAT32, INT8
 from spillway.kernels.cpu.jit.emit import F16, F32, I8, I16, I32, LANES, Emitter, lanes_of, vector
 
+FLOATS = (FLOAT32, BFLOAT16, FLOAT16)
 RAW = (F32, I16, F16, I8, I8)  # what a format's numbers are loaded as
 
 

@@ -7,11 +7,10 @@ from typing import Any
 
 from llvmlite import ir
 
-from spillway.kernels.cpu.formats import BFLOAT16, FLOAT16, FLOAT32, ITEM_BYTES
+from spillway.kernels.cpu.formats import BFLOAT16, FLOAT32, ITEM_BYTES
 from spillway.kernels.cpu.jit.emit import F32, I32, LANES, Emitter, microkernel, vector
-from spillway.kernels.cpu.jit.formats import RAW, load_float, store_float, widen
+from spillway.kernels.cpu.jit.formats import FLOATS, RAW, load_float, store_float, widen
 
-FLOATS = (FLOAT32, BFLOAT16, FLOAT16)
 FEW_ROWS = 4  # a decode step's rows per key head are handled four at a time
 TILE_ROWS = 6  # 6 rows x 16 lanes of sums, one row of the panel and one splat fill the 16 registers of AVX2
 NEGATIVE = -1.0e30  # below any real score: an empty row's maximum
@@ -322,8 +321,7 @@ def load_row(e, number_format, source, channels, factor, target):
     def case(kind):
         def write():
             item = ITEM_BYTES[kind]
-            full = e.b.and_(channels, e.i64(-LANES))
-            for lanes, start, stop in ((LANES, e.i64(0), full), (1, full, channels)):
+            for lanes, start, stop in e.split(channels):
                 with e.loop(start, stop, lanes) as i:
                     value = load_float(e, e.at(source, i, item), kind, lanes)
                     e.store(e.b.fmul(value, e.splat(factor, lanes)), e.at(target, i, 4))
@@ -343,12 +341,11 @@ def store_row(e, number_format, source, channels, factor, target):
     def case(kind):
         def write():
             item = ITEM_BYTES[kind]
-            full = e.b.and_(channels, e.i64(-LANES))
-            for lanes, start, stop in ((LANES, e.i64(0), full), (1, full, channels)):
+            for lanes, start, stop in e.split(channels):
                 with e.loop(start, stop, lanes) as i:
                     value = e.b.fmul(e.load(e.at(source, i, 4), F32, lanes), e.splat(factor, lanes))
                     store_float(e, value, e.at(target, i, item), kind)
 
         return write
 
-    e.switch(number_format, [case(kind) for kind in range(3)])
+    e.switch(number_format, [case(kind) for kind in FLOATS])
