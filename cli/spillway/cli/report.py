@@ -140,7 +140,7 @@ def machine() -> dict[str, Any]:
         "processor": _processor(),
         "cpus": os.cpu_count(),
         "python": platform.python_version(),
-        **{name: version(name) for name in ("spillway", "torch", "numba", "numpy", "transformers")},
+        **{name: version(name) for name in ("spillway", "torch", "llvmlite", "numpy", "transformers")},
     }
 
 
