@@ -33,7 +33,7 @@ _Arguments = ctypes.c_int64 * ARGUMENTS
 _HUGE_PAGE = 2 * 1024 * 1024
 _PACKED_AT_ONCE = 64  # panels; bounds the memory that packing needs beside its result
 
-# A task should be long against the taking of a ticket, some 100 ns, and short against what threads wait for the last one.
+# A task is long against the taking of a ticket, some 100 ns, and short, since threads wait for the last one.
 _TASK_COST = 1 << 20  # multiply-adds, about 20 us
 _ALONE_COST = 1 << 18  # below this, waking another thread costs more than it brings
 _READING_ROWS = 16  # reading a weight costs about as much as multiplying this many rows by it
@@ -103,8 +103,8 @@ def _divide(rows: int, shape: _Shape, threads: int) -> _Division:
 class PackedLinear:
     """``x · weightᵀ + bias`` in float32, over a packed copy of the weight.
 
-    Every number of the result is one chain of fused multiply-adds over the inputs in order, then the bias. So a row's bits
-    depend on that row and the weight alone: not on the other rows, the threads, or the machine.
+    Every number of the result is one chain of fused multiply-adds over the inputs in order, then the bias. So a row's
+    bits depend on that row and the weight alone: not on the other rows, the threads, or the machine.
     """
 
     shape: _Shape
@@ -118,8 +118,8 @@ class PackedLinear:
         """Copy a weight into panels; it and the bias may be reused afterwards.
 
         Args:
-            weight: ``[out, in]``, float32, or bfloat16: then it is stored so, at half the memory and reading, and computed
-                with as the float32 numbers that it stands for.
+            weight: ``[out, in]``, float32, or bfloat16: then it is stored so, at half the memory and reading, and
+                computed with as the float32 numbers that it stands for.
             bias: ``[out]``, or None.
             gated: the first half of the outputs are gates, the second what they gate: the result is
                 ``silu(first) * second``, of half the width.
@@ -212,7 +212,7 @@ def _in_order(weight: Tensor, first_panel: int, last_panel: int, gated: bool) ->
 
 
 def _fill_panels(panels: Tensor, weight: Tensor, shape: _Shape) -> None:
-    """Write ``[panels, k, VECTORS, 2, 8]``, or in bfloat16 ``[panels, k, VECTORS, 8, 2]``: each word holds two halves' columns."""
+    """Write ``[panels, k, VECTORS, 2, 8]``; in bfloat16 ``[..., 8, 2]``, a word for a column of each half."""
     halves = (8, 2) if shape.bfloat16 else (2, 8)
     order = (0, 4, 1, 3, 2) if shape.bfloat16 else (0, 4, 1, 2, 3)
     target = panels.view(weight.dtype).view(shape.panels, shape.padded_k, VECTORS, *halves)

@@ -1,7 +1,7 @@
 """Linear layers: rows times a packed weight, in the loop order of BLIS (Van Zee and van de Geijn, 2015).
 
-Every number of the output is one chain of fused multiply-adds over k in ascending order, starting from 0. Cutting k into
-chunks only parks the sums in memory, so neither tiles nor blocks nor threads show in the result.
+Every number of the output is one chain of fused multiply-adds over k in ascending order, starting from 0. Cutting k
+into chunks only parks the sums in memory, so neither tiles nor blocks nor threads show in the result.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from spillway.kernels.cpu.jit.emit import F32, I8, I32, I64, LANES, Emitter, microkernel
+from spillway.kernels.cpu.jit.emit import F32, I8, I32, LANES, Emitter, microkernel
 from spillway.kernels.cpu.jit.scalars import fetch_add, fill_bytes
 from spillway.kernels.cpu.jit.subset import device
 from spillway.kernels.cpu.jit.tile import arg
