@@ -26,13 +26,13 @@ def full_kv_bytes(setting: Setting) -> int:
 
 
 def spill(setting: Setting, place: Place) -> None:
-    """The same lines with ample device pool, and with a 16th of what they need: host, disk or neither below it.
+    """The same lines with ample device pool, and with a 6th of what they need: host, disk or neither below it.
 
     A small pool costs something by itself (fewer lines at a time), so both ratios are told: to the ample pool, and to
     the same small pool with nothing below it, where a preempted line is computed again.
     """
     full = full_kv_bytes(setting)
-    small, below = f"{full // 16 // MIB}MiB", f"{2 * full // MIB}MiB"
+    small, below = f"{full // 6 // MIB}MiB", f"{2 * full // MIB}MiB"
     budgets = {
         "ample pool": SpillwayBudget(f"{2 * full // MIB}MiB", host_kv="0", disk_kv="0"),
         "small pool, recompute": SpillwayBudget(small, host_kv="0", disk_kv="0"),
@@ -150,13 +150,19 @@ def _save(stem: str, mode: str, setting: Setting, rows: dict[str, dict[str, Any]
 
 
 def _spill_row(name: str, row: dict[str, Any]) -> str:
-    scheduler = row["report"]["scheduler"]
-    same = "yes" if row["same_output"] else "**no**"
-    size = f"{row['peak_rss_bytes'] / MIB:.0f}"
-    return (
-        f"| {name} | {row['device_kv']} | {row['batch_s']:.1f} | {row['ratio']:.2f} | {scheduler['preemptions']} "
-        f"| {size} | {same} |"
-    )
+    tiers = ((row["report"]["store"] or {}).get("tiers") or {}).values()
+    cells = [
+        name,
+        row["device_kv"],
+        f"{row['batch_s']:.1f}",
+        f"{row['ratio']:.2f}",
+        str(row["report"]["scheduler"]["preemptions"]),
+        str(sum(tier["stores"] for tier in tiers)),
+        str(sum(tier["hits"] for tier in tiers)),
+        f"{row['peak_rss_bytes'] / MIB:.0f}",
+        "yes" if row["same_output"] else "**no**",
+    ]
+    return "| " + " | ".join(cells) + " |"
 
 
 def _pool_row(_: str, row: dict[str, Any]) -> str:
@@ -173,8 +179,9 @@ def _memory_row(_: str, row: dict[str, Any]) -> str:
     )
 
 
+SPILL_COLUMNS = ("run", "pool", "batch s", "ratio", "preempted", "spilled", "back", "peak RSS MiB", "same output")
 TABLES: dict[str, tuple[tuple[str, ...], Callable[[str, dict[str, Any]], str]]] = {
-    "spill": (("run", "pool", "batch s", "ratio", "preemptions", "peak RSS MiB", "same output"), _spill_row),
+    "spill": (SPILL_COLUMNS, _spill_row),
     "pool": (("pool MiB", "tokens/s", "preemptions", "peak RSS MiB"), _pool_row),
     "memory": (("lines", "peak RSS MiB", "lines/s", "input MiB"), _memory_row),
 }
