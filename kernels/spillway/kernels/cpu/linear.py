@@ -55,7 +55,7 @@ class _Shape:
 
     @property
     def chunk(self) -> int:
-        """k of a chunk: as few chunks as the limit allows, about equally long."""
+        """k of a chunk, a function of k alone: as few chunks as the limit allows, about equally long."""
         chunks = -(-self.padded_k // CHUNK_LIMIT)
         return -(-self.padded_k // (chunks * K_STEP)) * K_STEP
 
@@ -103,8 +103,9 @@ def _divide(rows: int, shape: _Shape, threads: int) -> _Division:
 class PackedLinear:
     """``x · weightᵀ + bias`` in float32, over a packed copy of the weight.
 
-    Every number of the result is one chain of fused multiply-adds over the inputs in order, then the bias. So a row's
-    bits depend on that row and the weight alone: not on the other rows, the threads, or the machine.
+    Every number of the result is the sum in order of chains of fused multiply-adds, each over at most CHUNK_LIMIT
+    inputs, then the bias. So a row's bits depend on that row and the weight alone: not on the other rows, the threads,
+    or the machine.
     """
 
     shape: _Shape

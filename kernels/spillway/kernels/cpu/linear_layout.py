@@ -15,7 +15,7 @@ VECTORS = 2 if WIDE else 1
 PANEL = 16 * VECTORS  # columns of a panel
 
 K_STEP = 8  # k is padded with zeros to a multiple of this
-CHUNK_LIMIT = 256 // VECTORS  # of k: 16 KiB of a panel stay in the first-level cache while all rows pass over them
+CHUNK_LIMIT = 256  # of k, part of what a result is: 16 KiB of a panel stay in the first-level cache under all rows
 PITCH = (CHUNK_LIMIT + 16) * 4  # bytes between rows of a packed chunk; not a power of two, which would share cache sets
 BLOCK_BYTES = 288 * 1024  # of packed rows: most of a second-level cache, so that panels are read seldom
 

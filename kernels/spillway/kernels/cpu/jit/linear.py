@@ -1,7 +1,8 @@
 """Linear layers: rows times a packed weight, in the loop order of BLIS (Van Zee and van de Geijn, 2015).
 
-Every number of the output is one chain of fused multiply-adds over k in ascending order, starting from 0. Cutting k
-into chunks only parks the sums in memory, so neither tiles nor blocks nor threads show in the result.
+k is cut into chunks whose length follows from k alone. In a chunk, every number of the output is one chain of fused
+multiply-adds in ascending order; the chunks' sums are added in order, which rounds less than one chain over all would.
+So neither tiles nor blocks nor threads show in the result.
 """
 
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from spillway.kernels.cpu.jit.emit import F32, I8, I32, LANES, Emitter, microkernel
+from spillway.kernels.cpu.jit.emit import F32, I8, I32, LANES, Emitter, microkernel, vector
 from spillway.kernels.cpu.jit.scalars import fetch_add, fill_bytes
 from spillway.kernels.cpu.jit.subset import device
 from spillway.kernels.cpu.jit.tile import arg
@@ -75,8 +76,8 @@ def _load_row(e: Emitter, address: Any, bfloat16: bool) -> list[Any]:
 def _tile(e: Emitter, rows: int, bfloat16: bool, a: Any, panel: Any, k: Any, sums: Any, ahead: Any, step: Any) -> None:
     b = e.b
     row_bytes = PANEL * (2 if bfloat16 else 4)
-    places = [[b.add(sums, e.i64(r * SUM_BYTES + v * LANES * 4)) for v in range(VECTORS)] for r in range(rows)]
-    slots = [[e.variable(e.load(place)) for place in row] for row in places]
+    zero = ir.Constant(vector(F32, LANES), [ir.Constant(F32, 0.0)] * LANES)
+    slots = [[e.variable(zero) for _ in range(VECTORS)] for _ in range(rows)]
     factors, fetched = e.variable(a), e.variable(ahead)
     end = b.add(panel, b.mul(k, e.i64(row_bytes)))
     with e.loop(panel, end, row_bytes * UNROLL) as source:
@@ -91,14 +92,15 @@ def _tile(e: Emitter, rows: int, bfloat16: bool, a: Any, panel: Any, k: Any, sum
             _prefetch(e, address)
             b.store(b.add(address, step), fetched)
         b.store(b.add(at, e.i64(UNROLL * 4)), factors)
-    for row_slots, row_places in zip(slots, places, strict=True):
-        for slot, place in zip(row_slots, row_places, strict=True):
-            e.store(b.load(slot), place)
+    for r in range(rows):
+        for v in range(VECTORS):
+            place = b.add(sums, e.i64(r * SUM_BYTES + v * LANES * 4))
+            e.store(b.fadd(e.load(place), b.load(slots[r][v])), place)
 
 
 @microkernel("viiiiiiii")
 def linear_tile(e, bfloat16, rows, a, panel, k, sums, ahead, step):
-    """sums[r] += a[r][0:k] . panel[0:k] for 1 to TILE_ROWS rows PITCH bytes apart; k a multiple of UNROLL.
+    """sums[r] += a[r][0:k] . panel[0:k], for 1 to TILE_ROWS rows PITCH bytes apart; k a multiple of UNROLL.
 
     After each k a cache line is fetched from ``ahead``, which then moves on by ``step`` bytes: a step that is smaller
     than a row of the panel spreads the fetching of the next chunk over all tiles of this one.
@@ -166,13 +168,13 @@ def finish_gated(e, columns, sums, bias, out, residual):
 def finish_panel(args: int, sums: int, first_row: int, rows: int, panel: int) -> None:
     """Write a block's finished sums of one panel."""
     gated, bias, residual = arg(args, GATED), arg(args, BIAS), arg(args, RESIDUAL)
-    for vector in range(VECTORS):
-        packed = panel * PANEL + vector * LANES
+    for part in range(VECTORS):
+        packed = panel * PANEL + part * LANES
         column = packed // 2 if gated else packed
         columns = max(min(arg(args, COLUMNS) - column, 8 if gated else LANES), 0)
         own_bias = bias + packed * 4 if bias else 0
         for row in range(rows):
-            source = sums + row * SUM_BYTES + vector * LANES * 4
+            source = sums + row * SUM_BYTES + part * LANES * 4
             target = arg(args, OUT) + (first_row + row) * arg(args, OUT_STRIDE) + column * 4
             added = residual + (first_row + row) * arg(args, RESIDUAL_STRIDE) + column * 4 if residual else 0
             if gated:
