@@ -7,9 +7,9 @@ A block ``[layers, 2, kv_heads, block_tokens, head_dim]`` becomes three byte ran
     minima   float16, one per group (absent in fp8)
 
 Keys are grouped per channel over the tokens of the block, values per token over runs of channels (KIVI, section 3:
-keys have a few outlier channels, values have none). A run is the longest divisor of head_dim up to 64, the group size
-of FlexGen (section 4.2). Groups are numbered in the
-block's order: per layer all key heads' channels, then all value heads' tokens and runs.
+keys have a few outlier channels, values have none). A run is the longest even divisor of head_dim up to 64, the group
+size of FlexGen (section 4.2). Groups are numbered in the block's order: per layer all key heads' channels, then all
+value heads' tokens and runs.
 
 A group's minimum is rounded down and its scale up, so that no value is clipped::
 
@@ -48,8 +48,8 @@ class QuantFormat(StrEnum):
 
 
 def group_channels(head_dim: int) -> int:
-    """Channels of one value group: the longest divisor of head_dim that is at most 64."""
-    return max(n for n in range(1, min(head_dim, GROUP_CHANNELS) + 1) if head_dim % n == 0)
+    """Channels of one value group: the longest even divisor of head_dim that is at most 64; head_dim is even."""
+    return max(n for n in range(2, min(head_dim, GROUP_CHANNELS) + 1, 2) if head_dim % n == 0)
 
 
 def groups_per_layer(kv_heads: int, block_tokens: int, head_dim: int) -> tuple[int, int]:

@@ -1,9 +1,9 @@
 """Compiles the kernels with LLVM, all at once and once per machine, and keeps the object code.
 
-The cache is one file named by a digest of everything the code depends on (this package's sources, llvmlite, the CPU); it
-holds a checksum and plain object code: nothing is unpickled, and the second process links it in milliseconds. It lies in
-``$XDG_CACHE_HOME/spillway/kernels`` (or under ``~/.cache``). A folder that cannot be written, or that others than its
-owner can write, is left alone, and each process compiles for itself, which takes seconds.
+The cache is one file named by a digest of everything the code depends on (this package's sources, llvmlite, the CPU);
+it holds a checksum and plain object code: nothing is unpickled, and the second process links it in milliseconds. It
+lies in ``$XDG_CACHE_HOME/spillway/kernels`` (or under ``~/.cache``). A folder that cannot be written, or that others
+than its owner can write, is left alone, and each process compiles for itself, which takes seconds.
 """
 
 import hashlib

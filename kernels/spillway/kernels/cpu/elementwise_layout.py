@@ -15,7 +15,7 @@ NORM_ARGUMENTS = "q" * (_OWN + 3) + "d"
 # silu_mul
 SILU_ARGUMENTS = "q" * _OWN
 
-# rope_write_kv and write_kv: X is q (there are none in write_kv), WIDTH a head's channels, OUT the layer's keys in block 0
+# rope_write_kv and write_kv: X is q (none in write_kv), WIDTH a head's channels, OUT the layer's keys in block 0
 (
     K,
     K_STRIDE,

@@ -209,7 +209,7 @@ def decode_chunk(
             base = arg(args, VALUES) if end < last else arg(args, KEYS)
             after = token_address(args, base, table, min(chunk_start + end, high - 1), first_head)
             add_head_values(args, scratch, table, heads, first_head, chunk_start + begin, chunk_start + end, after)
-        begin, end = max(max(column, low), sinks), min(column + step, last)
+        begin, end = max(column, low, sinks), min(column + step, last)
         if begin < end:
             base = arg(args, VALUES) if end < last else arg(args, KEYS)
             after = token_address(args, base, table, min(chunk_start + end, high - 1), first_head)

@@ -1,8 +1,8 @@
 """Vector code: explicit LLVM vectors, so that every sum has one order on every machine.
 
-An auto-vectorizer may not reorder float sums, so it leaves them scalar; told that it may, it picks an order of its own.
-Here each operation is spelled out over vectors of 16 lanes, which LLVM maps to two AVX2 registers, one of AVX-512 or four
-of NEON: the same operations in the same order everywhere, at full speed. All addresses and counts are int64.
+An auto-vectorizer may not reorder float sums, so it leaves them scalar; told that it may, it picks an order of its
+own. Here each operation is spelled out over vectors of 16 lanes, which LLVM maps to two AVX2 registers, one of AVX-512
+or four of NEON: the same operations in the same order everywhere, at full speed. All addresses and counts are int64.
 """
 
 import contextlib

@@ -78,3 +78,9 @@ def log_sum(e, maximum, total):
     function = e.declare("log2", ir.FunctionType(F64, [F64]))
     exponent = e.b.fadd(e.b.call(function, [e.b.fpext(total, F64)]), e.b.fpext(maximum, F64))
     return e.b.fptrunc(e.b.fmul(exponent, ir.Constant(F64, 0.6931471805599453)), F32)
+
+
+@inlined("ff")
+def exp2(e, x):
+    """2^x, see `Emitter.exp2`."""
+    return e.exp2(x)

@@ -1,17 +1,18 @@
 """The control code of the kernels: plain Python functions over integers, turned into LLVM functions.
 
-What is not worth spelling out instruction by instruction (loops over blocks, tables, tasks) is written as ordinary Python
-in a subset small enough to read here whole: parameters and results annotated ``int`` (int64) or ``float`` (float32);
-assignments, ``if``, ``while``, ``for ... in range``, ``return``, ``continue``, ``break``; arithmetic, comparisons, ``and``,
-``or``, ``not``, conditional expressions; ``min``, ``max``, ``int``, ``float``; calls of other such functions and of
-`Written` ones; module-level numbers. Integers do not overflow-check, ``//`` and ``%`` round towards zero, and ints and
-floats do not mix unasked. Anything else is a SubsetError that names its line.
+What is not worth spelling out instruction by instruction (loops over blocks, tables, tasks) is written as ordinary
+Python in a subset small enough to read here whole: parameters and results annotated ``int`` (int64) or ``float``
+(float32); assignments, ``if``, ``while``, ``for ... in range``, ``return``, ``continue``, ``break``; arithmetic,
+comparisons, ``and``, ``or``, ``not``, conditional expressions; ``min``, ``max``, ``int``, ``float``; calls of other
+such functions and of `Written` ones; module-level numbers. Integers do not overflow-check, ``//`` and ``%`` round towards
+zero, and ints and floats do not mix unasked. Anything else is a SubsetError that names its line.
 """
 
 import ast
 import inspect
 import textwrap
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 from llvmlite import ir
@@ -90,7 +91,7 @@ class Translation:
         for statement in body:
             if self.b.block.is_terminated:
                 raise self._error(statement, "unreachable")
-            handler = getattr(self, f"_do_{type(statement).__name__}", None)
+            handler = getattr(self, f"_do_{type(statement).__name__.lower()}", None)
             if handler is None:
                 raise self._error(statement, "statement outside the subset")
             handler(statement)
@@ -107,7 +108,7 @@ class Translation:
             raise SubsetError(f"{self.source.name}: {name} was an {slot.type.pointee} before")
         self.b.store(value, slot)
 
-    def _do_Assign(self, node: ast.Assign) -> None:
+    def _do_assign(self, node: ast.Assign) -> None:
         (target,) = node.targets
         if isinstance(target, ast.Name):
             self._assign(target.id, self._value(node.value))
@@ -119,22 +120,22 @@ class Translation:
         else:
             raise self._error(node, "assignment outside the subset")
 
-    def _do_AugAssign(self, node: ast.AugAssign) -> None:
+    def _do_augassign(self, node: ast.AugAssign) -> None:
         assert isinstance(node.target, ast.Name)
         value = self._binary(node, type(node.op), self._value(ast.Name(node.target.id)), self._value(node.value))
         self._assign(node.target.id, value)
 
-    def _do_Expr(self, node: ast.Expr) -> None:
+    def _do_expr(self, node: ast.Expr) -> None:
         if not isinstance(node.value, ast.Constant):  # a docstring
             self._call(node.value)
 
-    def _do_Return(self, node: ast.Return) -> None:
+    def _do_return(self, node: ast.Return) -> None:
         if node.value is None:
             self.b.ret_void()
         else:
             self.b.ret(self._value(node.value))
 
-    def _do_If(self, node: ast.If) -> None:
+    def _do_if(self, node: ast.If) -> None:
         b = self.b
         then, otherwise, after = (b.append_basic_block(n) for n in ("then", "else", "after"))
         b.cbranch(self._truth(node.test), then, otherwise)
@@ -150,13 +151,13 @@ class Translation:
             self.function.blocks.remove(after)
             b.position_at_end(then)
 
-    def _do_While(self, node: ast.While) -> None:
+    def _do_while(self, node: ast.While) -> None:
         head = self.b.append_basic_block("while")
         self.b.branch(head)
         self.b.position_at_end(head)
         self._loop(node.body, self._truth(node.test), head, lambda: None)
 
-    def _do_For(self, node: ast.For) -> None:
+    def _do_for(self, node: ast.For) -> None:
         """``for i in range(...)`` with a positive constant step."""
         call = node.iter
         if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "range"):
@@ -194,11 +195,11 @@ class Translation:
         b.branch(head)
         b.position_at_end(after)
 
-    def _do_Continue(self, node: ast.Continue) -> None:
+    def _do_continue(self, node: ast.Continue) -> None:
         del node
         self.b.branch(self.loops[-1][0])
 
-    def _do_Break(self, node: ast.Break) -> None:
+    def _do_break(self, node: ast.Break) -> None:
         del node
         self.b.branch(self.loops[-1][1])
 
@@ -289,15 +290,15 @@ class Translation:
     def _call(self, node: Any) -> Any:
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
             raise self._error(node, "only named functions can be called")
+        name = node.func.id
         arguments = [self._value(argument) for argument in node.args]
-        if node.func.id in ("min", "max") and len(arguments) == 2 and arguments[0].type == arguments[1].type == I64:
-            below = self.b.icmp_signed("<" if node.func.id == "min" else ">", *arguments)
-            return self.b.select(below, *arguments)
-        if node.func.id == "float":
+        if name in ("min", "max") and all(argument.type == I64 for argument in arguments):
+            return reduce(lambda x, y: self._extreme(name, x, y), arguments)
+        if name == "float":
             return self.b.sitofp(arguments[0], F32)
-        if node.func.id == "int":
+        if name == "int":
             return self.b.fptosi(arguments[0], I64)
-        target = self.source.globals.get(node.func.id)
+        target = self.source.globals.get(name)
         if not isinstance(target, Device | Written):
             raise self._error(node, "not a function of the subset")
         kind = target.llvm_type()
@@ -306,6 +307,9 @@ class Translation:
         self.called.append(target)
         known = self.module.globals.get(target.name) or ir.Function(self.module, kind, target.name)
         return self.b.call(known, arguments)
+
+    def _extreme(self, name: str, left: Any, right: Any) -> Any:
+        return self.b.select(self.b.icmp_signed("<" if name == "min" else ">", left, right), left, right)
 
 
 def translate(entries: list[Device]) -> Any:

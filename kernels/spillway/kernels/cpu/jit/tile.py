@@ -7,7 +7,8 @@ The value of a row is defined by these steps alone, and both prefill and decode 
    They are summed in 16 lanes by token number, the lanes then in halves; its output is one chain over the tokens.
 3. A span is four chunks merged in order, the context is its spans merged in order (FlashAttention's online softmax).
 
-Hidden tokens weigh exactly 0 and a merge with an empty chunk changes nothing, so leaving them out leaves every bit as it is.
+Hidden tokens weigh exactly 0 and a merge with an empty chunk changes nothing, so leaving them out leaves every bit as
+it is.
 """
 
 from spillway.kernels.cpu.attention_layout import (
@@ -248,8 +249,8 @@ def score_panels(
 
 
 @device
-def weigh_row(args: int, scratch: int, row: int, head: int, chunk_start: int, first: int, last: int) -> None:
-    """Turn a row's scores of columns [first, last) into weights; notes their maximum and sum."""
+def prepare_row(args: int, scratch: int, row: int, head: int, chunk_start: int, first: int, last: int) -> int:
+    """Cap, bias and hide a row's scores of columns [first, last) where there is need; returns their address."""
     low = load_int(ints_of(args, scratch, LOWS) + 8 * row) - chunk_start
     high = load_int(ints_of(args, scratch, HIGHS) + 8 * row) - chunk_start
     position = load_int(ints_of(args, scratch, POSITIONS) + 8 * row)
@@ -259,6 +260,13 @@ def weigh_row(args: int, scratch: int, row: int, head: int, chunk_start: int, fi
     slope = slope_of(args, head)
     if low > first or high < last or soft_cap > 0.0 or slope != 0.0:
         prepare_scores(scores, first, last, low, high, sinks, soft_cap, slope, position - chunk_start)
+    return scores
+
+
+@device
+def weigh_row(args: int, scratch: int, row: int, head: int, chunk_start: int, first: int, last: int) -> None:
+    """Turn a row's scores of columns [first, last) into weights; notes their maximum and sum."""
+    scores = prepare_row(args, scratch, row, head, chunk_start, first, last)
     maximum = row_max(scores, first, last)
     store_float32(floats_of(args, scratch, NEW_MAXIMA) + 4 * row, maximum)
     store_float32(floats_of(args, scratch, NEW_SUMS) + 4 * row, exp2_row(scores, first, last, maximum))
