@@ -9,11 +9,13 @@ from spillway.kernels.ops.paged_decode import paged_decode
 from spillway.kernels.ops.quantize import dequantize, quantize
 from spillway.kernels.ops.rms_norm import rms_norm
 from spillway.kernels.ops.rope_write_kv import rope_write_kv
+from spillway.kernels.ops.sample import SampleSettings, sample
 from spillway.kernels.ops.score_sums import score_sums
 from spillway.kernels.ops.silu_mul import silu_mul
 from spillway.kernels.ops.write_kv import write_kv
 
 __all__ = [
+    "SampleSettings",
     "cascade_decode",
     "copy_blocks",
     "dequantize",
@@ -24,6 +26,7 @@ __all__ = [
     "quantize",
     "rms_norm",
     "rope_write_kv",
+    "sample",
     "scatter_blocks",
     "score_sums",
     "silu_mul",

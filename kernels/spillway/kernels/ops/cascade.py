@@ -145,13 +145,13 @@ def _attend_prefix_kernel(
     begin = span * span_tokens
     end = tl.minimum(begin + span_tokens, shared_tokens)
     m = tl.full([rows], FLOOR, tl.float32)
-    l = tl.zeros([rows], tl.float32)  # noqa: E741
+    den = tl.zeros([rows], tl.float32)
     acc = tl.zeros([rows, dim], tl.float32)
-    acc, m, l = attend_range(  # noqa: E741
-        acc, m, l, q_tile, k_base, v_base, block_table, begin, end, tl.min(positions, 0), tl.max(positions, 0),
+    acc, m, den = attend_range(
+        acc, m, den, q_tile, k_base, v_base, block_table, begin, end, tl.min(positions, 0), tl.max(positions, 0),
         positions, slopes, rows_per_block, window, sinks, factor, cap, layout, keys,
     )  # fmt: skip
-    acc, log2_sum = finish_rows(acc, m, l)
+    acc, log2_sum = finish_rows(acc, m, den)
     if layout.kv_scales:
         acc = acc * tl.load(kv_scales + layout.kv_heads + kv_head)
     row = (wide_sequence * slots + span) * layout.query_heads + head

@@ -5,11 +5,10 @@ import triton.language as tl
 from torch import Tensor
 
 from spillway.kernels.ops.launch import launch
-from spillway.kernels.ops.layout import Layout, check_tables, layout_of, result_like, scalars_of
+from spillway.kernels.ops.layout import Batch, check_tables, layout_of, result_like, scalars_of
 from spillway.kernels.ops.tiles import FLOOR, LN2, LOG2_E, attend_tile, finish_rows, head_bases, narrow, row_mask
 from spillway.kernels.params import AttentionParams
-from spillway.kernels.tuning import prefill_tile
-
+from spillway.kernels.tuning.tables import prefill_tile
 
 
 def flash_prefill(
@@ -28,6 +27,7 @@ def flash_prefill(
     layout = layout_of(q, pool, params)
     check_tables(block_tables, context_lens, query_starts)
     out = result_like(q, out, lse)
+    batch = Batch(q, pool, layer, block_tables, context_lens, params)
     scalars = scalars_of(params)
     tile = prefill_tile(q.device, layout.tile_key, layout.group, rows_wanted=q.shape[0] * layout.group)
     sequences = context_lens.shape[0]
@@ -45,14 +45,14 @@ def flash_prefill(
         block_tables,
         query_starts,
         context_lens,
-        params.alibi_slopes if params.alibi_slopes is not None else q,
-        params.kv_scales if params.kv_scales is not None else q,
+        batch.alibi_slopes,
+        batch.kv_scales,
         layer,
         sequences,
         q.stride(0),
         out.stride(0),
         block_tables.stride(0),
-        rows_per_block(layout, pool),
+        batch.rows_per_block,
         scalars.window,
         scalars.sinks,
         scalars.factor,
@@ -67,14 +67,9 @@ def flash_prefill(
     return out
 
 
-def rows_per_block(layout: Layout, pool: Tensor) -> int:
-    """Vectors of head_dim in one block of the pool, all layers."""
-    return pool.stride(0) // layout.head_dim
-
-
 @triton.jit
 def attend_range(
-    acc, m, l, q, k_base, v_base, table, begin, end, first_position, last_position, positions, slopes,  # noqa: E741
+    acc, m, den, q, k_base, v_base, table, begin, end, first_position, last_position, positions, slopes,
     rows_per_block, window, sinks, factor, cap, layout: tl.constexpr, keys: tl.constexpr,
 ):  # fmt: skip
     """Fold keys ``[begin, end)`` into (acc, m, l), with masks only where a tile needs them.
@@ -89,22 +84,22 @@ def attend_range(
         left = tl.maximum(begin, (last_position - window + keys) // keys * keys)
         left = tl.minimum(left, tl.cdiv(end, keys) * keys)
         for start in range(begin, tl.minimum(left, end), keys):
-            acc, m, l = attend_tile(  # noqa: E741
-                acc, m, l, q, k_base, v_base, table, start, end, positions, slopes,
+            acc, m, den = attend_tile(
+                acc, m, den, q, k_base, v_base, table, start, end, positions, slopes,
                 rows_per_block, window, sinks, factor, cap, layout, keys, True, False,
             )  # fmt: skip
     right = tl.maximum(right, left)
     for start in range(left, right, keys):
-        acc, m, l = attend_tile(  # noqa: E741
-            acc, m, l, q, k_base, v_base, table, start, end, positions, slopes,
+        acc, m, den = attend_tile(
+            acc, m, den, q, k_base, v_base, table, start, end, positions, slopes,
             rows_per_block, window, sinks, factor, cap, layout, keys, False, False,
         )  # fmt: skip
     for start in range(right, end, keys):
-        acc, m, l = attend_tile(  # noqa: E741
-            acc, m, l, q, k_base, v_base, table, start, end, positions, slopes,
+        acc, m, den = attend_tile(
+            acc, m, den, q, k_base, v_base, table, start, end, positions, slopes,
             rows_per_block, window, sinks, factor, cap, layout, keys, True, False,
         )  # fmt: skip
-    return acc, m, l
+    return acc, m, den
 
 
 @triton.jit
@@ -190,7 +185,7 @@ def _flash_prefill_kernel(
     table = block_tables + sequence.to(tl.int64) * table_stride
 
     m = tl.full([rows], FLOOR, tl.float32)
-    l = tl.zeros([rows], tl.float32)  # noqa: E741
+    den = tl.zeros([rows], tl.float32)
     acc = tl.zeros([rows, dim], tl.float32)
     begin = 0
     if layout.window:
@@ -198,15 +193,15 @@ def _flash_prefill_kernel(
         if layout.sinks:
             sinks_end = tl.minimum(sinks, begin)
             for start in range(0, sinks_end, keys):
-                acc, m, l = attend_tile(  # noqa: E741
-                    acc, m, l, q_tile, k_base, v_base, table, start, sinks_end, positions, slopes,
+                acc, m, den = attend_tile(
+                    acc, m, den, q_tile, k_base, v_base, table, start, sinks_end, positions, slopes,
                     rows_per_block, window, sinks, factor, cap, layout, keys, True, False,
                 )  # fmt: skip
-    acc, m, l = attend_range(  # noqa: E741
-        acc, m, l, q_tile, k_base, v_base, table, begin, end, first_position, last_position, positions, slopes,
+    acc, m, den = attend_range(
+        acc, m, den, q_tile, k_base, v_base, table, begin, end, first_position, last_position, positions, slopes,
         rows_per_block, window, sinks, factor, cap, layout, keys,
     )  # fmt: skip
-    acc, log2_sum = finish_rows(acc, m, l)
+    acc, log2_sum = finish_rows(acc, m, den)
     if layout.kv_scales:
         acc = acc * tl.load(kv_scales + layout.kv_heads + kv_head)
     tl.store(

@@ -26,7 +26,7 @@ def scatter_blocks(pool: Tensor, ids: Tensor, staging: Tensor) -> None:
 def _check(pool: Tensor, ids: Tensor, staging: Tensor) -> None:
     if staging.dtype is not pool.dtype:
         raise KernelDtypeError(f"the pool is {pool.dtype} but staging is {staging.dtype}")
-    if staging.shape[0] != ids.shape[0] or staging[:1].numel() != pool[:1].numel():
+    if staging.shape[0] != ids.shape[0] or staging.numel() != ids.shape[0] * pool[:1].numel():
         raise KernelShapeError(f"staging {tuple(staging.shape)} is not {ids.shape[0]} blocks of {tuple(pool.shape)}")
 
 

@@ -114,8 +114,8 @@ def layout_of(q: Tensor, pool: Tensor, params: AttentionParams) -> Layout:
         raise KernelShapeError(f"head_dim can be at most {MAX_HEAD_DIM}, got {head_dim}")
     if q.dtype not in _COMPUTE:
         raise KernelDtypeError(f"q must be float32, bfloat16 or float16, got {q.dtype}")
-    if _POOL_BITS[pool.dtype] > 8 and pool.dtype is not q.dtype:
-        raise KernelDtypeError(f"the pool is {pool.dtype} but q is {q.dtype}")
+    if _POOL_BITS[pool.dtype] > 8 and pool.dtype is not q.dtype and q.dtype is not torch.float32:
+        raise KernelDtypeError(f"a pool of {pool.dtype} takes queries of that dtype or float32, got {q.dtype}")
     if pool.dtype is torch.float8_e4m3fn and gpu_of(pool.device).capability < (8, 9):
         raise KernelDtypeError("fp8 pools need compute capability 8.9 or later; use int8 here")
     if params.alibi_slopes is not None and params.alibi_slopes.shape[0] != query_heads:

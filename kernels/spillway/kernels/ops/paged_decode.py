@@ -62,9 +62,7 @@ def plan_spans(batch: Batch, layout: Layout, shared_tokens: int = 0, shared_span
     )
 
 
-def decode_spans(
-    batch: Batch, layout: Layout, plan: SpanPlan, parts: Parts, out: Tensor, lse: Tensor | None
-) -> None:
+def decode_spans(batch: Batch, layout: Layout, plan: SpanPlan, parts: Parts, out: Tensor, lse: Tensor | None) -> None:
     """Write the partial result of every span into ``parts``, or into ``out`` and ``lse`` where a row has one only.
 
     The grid is fixed by the GPU, so a captured graph serves any lengths. Each program takes an equal share of all keys.
@@ -201,9 +199,7 @@ def _paged_decode_kernel(
                 kv_head = 0
                 sequence_at += tokens.to(tl.int64) * layout.kv_heads
                 sequence += 1
-                length, tokens = _own_tokens(
-                    context_lens, sequence, sequences, shared_tokens, window, keys, layout
-                )
+                length, tokens = _own_tokens(context_lens, sequence, sequences, shared_tokens, window, keys, layout)
                 span_length = span_tokens(tokens, most, keys)
         at = sequence_at + kv_head * tokens + span * span_length
 
@@ -237,7 +233,7 @@ def _attend_span(
     table = block_tables + wide_sequence * table_stride
 
     m = tl.full([rows], FLOOR, tl.float32)
-    l = tl.zeros([rows, keys], tl.float32)  # noqa: E741
+    den = tl.zeros([rows, keys], tl.float32)
     acc = tl.zeros([rows, dim], tl.float32)
     start_token = first_visible(length, shared_tokens, window, keys, layout)
     if layout.sinks:
@@ -245,18 +241,18 @@ def _attend_span(
         if span != 0:
             sinks_end = shared_tokens
         for start in range(shared_tokens, sinks_end, keys):
-            acc, m, l = attend_tile(  # noqa: E741
-                acc, m, l, q_tile, k_base, v_base, table, start, sinks_end, positions, slopes,
+            acc, m, den = attend_tile(
+                acc, m, den, q_tile, k_base, v_base, table, start, sinks_end, positions, slopes,
                 rows_per_block, window, sinks, factor, cap, layout, keys, True, True,
             )  # fmt: skip
     begin = start_token + span * span_length
     end = tl.minimum(begin + span_length, length)
     for start in range(begin, end, keys):
-        acc, m, l = attend_tile(  # noqa: E741
-            acc, m, l, q_tile, k_base, v_base, table, start, end, positions, slopes,
+        acc, m, den = attend_tile(
+            acc, m, den, q_tile, k_base, v_base, table, start, end, positions, slopes,
             rows_per_block, window, sinks, factor, cap, layout, keys, True, True,
         )  # fmt: skip
-    acc, log2_sum = finish_rows(acc, m, tl.sum(l, 1))
+    acc, log2_sum = finish_rows(acc, m, tl.sum(den, 1))
     if layout.kv_scales:
         acc = acc * tl.load(kv_scales + layout.kv_heads + kv_head)
 

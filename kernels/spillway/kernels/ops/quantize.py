@@ -127,7 +127,7 @@ def _layout(blocks: Tensor, quant_format: QuantFormat) -> CodeLayout:
 
 @triton.jit
 def _scale_of(high, low, layout: tl.constexpr):
-    """Scale (as float16 holds it) of groups from low, or of size high in fp8: rounded up, so that no value is clipped."""
+    """Scale (as float16 holds it) of groups from low, or of size high in fp8: rounded up, lest a value be clipped."""
     if layout.fp8:
         scale = high / 448.0 * 1.0009765625 + 5.960464477539063e-08
     else:
@@ -155,7 +155,7 @@ def _group_bounds(x, ok, axis: tl.constexpr, layout: tl.constexpr):
 
 
 @triton.jit
-def _place(layers, layout: tl.constexpr):
+def _place(layout: tl.constexpr):
     """Of this program: (layer, head, first element of its tile within the block, first group of the layer's)."""
     layer = tl.program_id(1) // layout.kv_heads
     head = tl.program_id(1) % layout.kv_heads
@@ -208,7 +208,7 @@ def _quantize_kernel(
 ):
     """One program: keys (axis 2 at 0) or values (1) of one head of one layer of one block."""
     n = tl.program_id(0).to(tl.int64)
-    head, tile, group = _place(layers, layout)
+    head, tile, group = _place(layout)
     t = tl.arange(0, layout.block_tokens)
     d = tl.arange(0, layout.padded_dim)
     ok = (t >= 0)[:, None] & (d < layout.head_dim)[None, :]
@@ -272,7 +272,7 @@ def _dequantize_kernel(
 ):
     """One program: keys (axis 2 at 0) or values (1) of one head of one layer of one block."""
     n = tl.program_id(0).to(tl.int64)
-    head, tile, group = _place(layers, layout)
+    head, tile, group = _place(layout)
     t = tl.arange(0, layout.block_tokens)
     d = tl.arange(0, layout.padded_dim)
     ok = (t >= 0)[:, None] & (d < layout.head_dim)[None, :]

@@ -10,7 +10,7 @@ from torch import Tensor
 from spillway.kernels.errors import KernelDtypeError, KernelShapeError
 from spillway.kernels.ops.launch import launch
 from spillway.kernels.ops.layout import check_pool
-from spillway.kernels.ops.tiles import encode, narrow
+from spillway.kernels.ops.tiles import encode
 from spillway.kernels.ops.write_kv import check_scales, check_slots
 from spillway.kernels.tuning.gpu import INTERPRETED, power_of_two
 
@@ -102,7 +102,7 @@ def _layout(
     for norm in (q_norm, k_norm):
         if norm is not None and norm.shape != (head_dim,):
             raise KernelShapeError(f"a head's norm has {head_dim} weights, got {tuple(norm.shape)}")
-    check_scales(pool, qkv.dtype, kv_scales)
+    check_scales(pool, kv_scales)
     rest = head_dim - rotated
     return RopeLayout(
         query_heads=heads - 2 * kv_heads,

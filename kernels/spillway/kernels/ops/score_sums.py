@@ -37,7 +37,7 @@ def score_sums(
             raise KernelDtypeError(f"lse and sums are float32, got {tensor.dtype}")
     batch = Batch(q, pool, layer, block_tables, context_lens, params)
     scalars = scalars_of(params)
-    tile = prefill_tile(q.device, layout.tile_key, layout.group, rows_wanted=1)  # one product a tile: half the registers
+    tile = prefill_tile(q.device, layout.tile_key, layout.group, rows_wanted=1)
     launch(
         _score_sums_kernel,
         (-(-sums.shape[2] // tile.keys), layout.kv_heads, sequences),

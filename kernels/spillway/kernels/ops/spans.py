@@ -66,9 +66,7 @@ def new_parts(q: Tensor, plan: SpanPlan) -> Parts:
     return Parts(outputs, torch.empty(outputs.shape[:3], dtype=torch.float32, device=q.device))
 
 
-def merge_spans(
-    parts: Parts, plan: SpanPlan, batch: Batch, layout: Layout, out: Tensor, lse: Tensor | None
-) -> None:
+def merge_spans(parts: Parts, plan: SpanPlan, batch: Batch, layout: Layout, out: Tensor, lse: Tensor | None) -> None:
     """Fold each row's partial results into ``out`` and ``lse``; rows of one span wrote theirs already."""
     if plan.slots == 0:
         return
@@ -147,7 +145,7 @@ def _merge_spans_kernel(
     d = tl.arange(0, dim)
     inside = d < layout.head_dim
     m = tl.full([1], FLOOR, tl.float32)
-    l = tl.zeros([1], tl.float32)  # noqa: E741
+    den = tl.zeros([1], tl.float32)
     acc = tl.zeros([dim], tl.float32)
     for start in range(0, spans, chunk):
         span = start + tl.arange(0, chunk)
@@ -161,15 +159,15 @@ def _merge_spans_kernel(
             parts + row[:, None] * layout.head_dim + d[None, :], mask=ok[:, None] & inside[None, :], other=0.0
         )
         acc = acc * alpha + tl.sum(part * weight[:, None], 0)
-        l = l * alpha + tl.sum(weight, 0)  # noqa: E741
+        den = den * alpha + tl.sum(weight, 0)
         m = m_new
-    seen = l > 0.0
-    l = tl.where(seen, l, 1.0)  # noqa: E741
+    seen = den > 0.0
+    den = tl.where(seen, den, 1.0)
     tl.store(
         out + sequence * out_stride + head * layout.head_dim + d,
-        narrow(acc / l, out.dtype.element_ty, layout.interpreted),
+        narrow(acc / den, out.dtype.element_ty, layout.interpreted),
         mask=inside,
     )
     if write_lse:
-        log_sum = tl.where(seen, (m + tl.log2(l)) * LN2, float("-inf"))
+        log_sum = tl.where(seen, (m + tl.log2(den)) * LN2, float("-inf"))
         tl.store(lse + sequence * layout.query_heads + head + tl.arange(0, 1), log_sum)

@@ -17,7 +17,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def narrow(x, dtype: tl.constexpr, interpreted: tl.constexpr):
-    """fp32 to a narrower float, to the nearest even. The interpreter would truncate, so it gets bits already rounded."""
+    """fp32 to a narrower float, to the nearest even. The interpreter would truncate: it gets rounded bits."""
     if interpreted and dtype == tl.bfloat16:
         x = _round_bits(x, 16)
     if interpreted and dtype == tl.float8e4nv:
@@ -121,7 +121,7 @@ def visible(n, ok, positions, window, sinks, layout: tl.constexpr):
 def attend_tile(
     acc,  # [rows, padded_dim] f32, unnormalized output
     m,  # [rows] f32, running maximum in log2 units
-    l,  # [rows] or, with spread_sum, [rows, keys] f32: running denominator  # noqa: E741
+    den,  # [rows] or, with spread_sum, [rows, keys] f32: running denominator
     q,  # [rows, padded_dim], in the products' dtype
     k_base,  # first key of this layer and head in page 0
     v_base,
@@ -156,18 +156,15 @@ def attend_tile(
         m_new = tl.maximum(m, tl.max(s, 1) * factor)
         p = tl.exp2(s * factor - m_new[:, None])
     alpha = tl.exp2(m - m_new)
-    if spread_sum:
-        l = l * alpha[:, None] + p  # noqa: E741
-    else:
-        l = l * alpha + tl.sum(p, 1)  # noqa: E741
+    den = den * alpha[:, None] + p if spread_sum else den * alpha + tl.sum(p, 1)
     v = load_tile(v_base, offsets, ok, d, layout, masked)
     acc = tl.dot(p.to(layout.operand), v, acc * alpha[:, None], input_precision=layout.precision)
-    return acc, m_new, l
+    return acc, m_new, den
 
 
 @triton.jit
-def finish_rows(acc, m, l):  # noqa: E741
+def finish_rows(acc, m, den):
     """Normalized output and log-sum-exp in log2 units; zeros and -inf for rows that saw no key."""
-    seen = l > 0.0
-    l = tl.where(seen, l, 1.0)  # noqa: E741
-    return acc / l[:, None], tl.where(seen, m + tl.log2(l), float("-inf"))
+    seen = den > 0.0
+    den = tl.where(seen, den, 1.0)
+    return acc / den[:, None], tl.where(seen, m + tl.log2(den), float("-inf"))

@@ -9,7 +9,7 @@ from spillway.kernels.errors import KernelDtypeError, KernelShapeError
 from spillway.kernels.ops.launch import launch
 from spillway.kernels.ops.layout import check_pool
 from spillway.kernels.ops.tiles import encode
-from spillway.kernels.tuning.gpu import INTERPRETED, power_of_two
+from spillway.kernels.tuning.gpu import INTERPRETED, gpu_of, power_of_two
 
 
 def write_kv(k: Tensor, v: Tensor, pool: Tensor, layer: int, slots: Tensor, *, kv_scales: Tensor | None = None) -> None:
@@ -26,7 +26,7 @@ def write_kv(k: Tensor, v: Tensor, pool: Tensor, layer: int, slots: Tensor, *, k
             )
     if k.dtype is not v.dtype:
         raise KernelDtypeError(f"k is {k.dtype} but v is {v.dtype}")
-    check_scales(pool, k.dtype, kv_scales)
+    check_scales(pool, kv_scales)
     launch(
         _write_kv_kernel,
         (slots.shape[0], 2, 1),
@@ -59,14 +59,14 @@ def check_slots(slots: Tensor, tokens: int) -> None:
         raise KernelDtypeError(f"slots are int64, got {slots.dtype}")
 
 
-def check_scales(pool: Tensor, dtype: torch.dtype, kv_scales: Tensor | None) -> None:
-    """Scales fit the pool's heads; a pool of 16 or 32 bits has the dtype of what is written."""
+def check_scales(pool: Tensor, kv_scales: Tensor | None) -> None:
+    """Scales fit the pool's heads, and the GPU can write what the pool stores."""
+    if pool.dtype is torch.float8_e4m3fn and gpu_of(pool.device).capability < (8, 9):
+        raise KernelDtypeError("fp8 pools need compute capability 8.9 or later; use int8 here")
     if kv_scales is not None and kv_scales.shape != (2, pool.shape[3]):
         raise KernelShapeError(f"kv_scales must be {(2, pool.shape[3])}, got {tuple(kv_scales.shape)}")
     if kv_scales is not None and kv_scales.dtype is not torch.float32:
         raise KernelDtypeError(f"kv_scales are float32, got {kv_scales.dtype}")
-    if pool.element_size() > 1 and pool.dtype is not dtype:
-        raise KernelDtypeError(f"the pool is {pool.dtype} but keys and values are {dtype}")
 
 
 @triton.jit(do_not_specialize=["layer"])

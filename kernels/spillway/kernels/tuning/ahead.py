@@ -1,12 +1,11 @@
 """Compiling the kernels for a GPU that is not here, exactly as a launch would.
 
 The ops themselves are called, on CPU tensors, with Triton's launch replaced by its warm-up: so every kernel is compiled
-with the types, constants and alignment that the op's own launch gives it, and none can be forgotten or described wrongly.
-Needs a process of its own, without TRITON_INTERPRET.
+with the types, constants and alignment that the op's own launch gives it. Needs a process of its own, without
+TRITON_INTERPRET.
 """
 
 import contextlib
-import os
 import re
 import subprocess
 import tempfile
@@ -125,5 +124,5 @@ def resources_of(compiled: Any) -> Resources:
 
 
 def _run_tool(name: str, *arguments: str) -> str:
-    tool = Path(os.path.dirname(triton.backends.nvidia.__file__)) / "bin" / name
-    return subprocess.run([tool, *arguments], check=True, capture_output=True, text=True).stdout
+    tool = Path(str(triton.backends.nvidia.__file__)).parent / "bin" / name
+    return subprocess.run([tool, *arguments], check=True, capture_output=True, text=True).stdout  # noqa: S603

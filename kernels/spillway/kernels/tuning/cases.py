@@ -110,6 +110,11 @@ def _copy_blocks() -> None:
     ops.copy_blocks(Shape().pool(), ids, ids)
 
 
+def _sample() -> None:
+    each = torch.ones(64)
+    ops.sample(torch.zeros(64, 128256), ops.SampleSettings(each, each.int(), each, each, each))
+
+
 def _quantize(quant_format: QuantFormat, undo: bool) -> None:
     blocks = Shape().pool()
     packed = torch.zeros(_BLOCKS, quantized_block_bytes(blocks.shape[1:], quant_format), dtype=torch.uint8)
@@ -160,6 +165,7 @@ CASES: dict[str, Callable[[], None]] = {
     "rms_norm 8192": _call(_rms_norm, 8192),
     "silu_mul": lambda: (ops.silu_mul(torch.zeros(64, 2 * 14336, dtype=BF16)), None)[1],
     "copy_blocks": _copy_blocks,
+    "sample": _sample,
     "quantize fp8": _call(_quantize, QuantFormat.FP8, False),
     "quantize int4": _call(_quantize, QuantFormat.INT4, False),
     "dequantize fp8": _call(_quantize, QuantFormat.FP8, True),

@@ -75,8 +75,8 @@ def markdown(rows: list[Row]) -> str:
             continue
         seen.add((taken, target))
         count = dict(taken.instructions)
-        products = next((f"{count[name]} {name}" for name in ("HGMMA", "IMMA", "HMMA") if count.get(name)), "–")
-        copies = f"{count['LDGSTS']} LDGSTS" if count.get("LDGSTS") else "–"
+        products = next((f"{count[name]} {name}" for name in ("HGMMA", "IMMA", "HMMA") if count.get(name)), "-")
+        copies = f"{count['LDGSTS']} LDGSTS" if count.get("LDGSTS") else "-"
         lines.append(
             f"| {row.case} | {taken.kernel.strip('_').removesuffix('_kernel')} | {target} | {taken.warps} "
             f"| {taken.registers} | {taken.shared_bytes / 1024:.1f} | {row.programs} | {products} | {copies} "

@@ -1,8 +1,8 @@
 """Which tile an attention kernel runs with.
 
-``tables/`` holds one TOML file per GPU (``nvidia_h200.toml``, written by ``python -m spillway.kernels.tuning``), one per
-compute capability (``sm_90.toml``) and ``default.toml``, which fits every GPU from sm_80 on. A tile is looked for in
-that order; the first entry that fits counts. Entries name what decides a kernel's appetite for registers and shared
+``tables/`` holds one TOML file per GPU (``nvidia_h200.toml``, written by ``python -m spillway.kernels.tuning``), one
+per compute capability (``sm_90.toml``) and ``default.toml``, which fits every GPU from sm_80 on. A tile is looked for
+in that order; the first entry that fits counts. Entries name what decides a kernel's appetite for registers and shared
 memory: the padded head dimension, the bits of a product's operand and of a stored value, and whether scores are biased
 (soft cap or ALiBi); a name left out fits all.
 
