@@ -380,12 +380,13 @@ def check_total(raw: bytes) -> None:
 
 @given(st.binary(max_size=200))
 @example(b"\xef\xbb\xbf{}")
+@settings(deadline=None)
 def test_any_bytes(raw: bytes) -> None:
     check_total(raw)
 
 
 @given(bodies, st.sampled_from([CHAT, COMPLETIONS]), st.booleans())
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)
 def test_any_fields(body: dict[str, Any], url: str, escape: bool) -> None:
     body = {"model": "m"} | body
     fields = {"custom_id": "a", "method": "POST", "url": url, "body": body}
@@ -397,7 +398,7 @@ def test_any_fields(body: dict[str, Any], url: str, escape: bool) -> None:
     bodies,
     st.lists(st.tuples(st.integers(0, 400), st.sampled_from(["flip", "cut", "double"])), min_size=1, max_size=3),
 )
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)
 def test_good_lines_with_damage(body: dict[str, Any], damage: list[tuple[int, str]]) -> None:
     raw = completion(**body)
     for where, what in damage:
@@ -412,5 +413,6 @@ def test_good_lines_with_damage(body: dict[str, Any], damage: list[tuple[int, st
 
 
 @given(json_values)
+@settings(deadline=None)
 def test_any_json_value_as_a_line(value: Any) -> None:
     check_total(json.dumps(value).encode())

@@ -6,7 +6,7 @@ import json
 from math import inf, nan
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spillway.api.errors import ErrorCode, LineError
@@ -130,6 +130,7 @@ text = st.text(st.characters(exclude_categories=("Cs",)), max_size=30)
 
 
 @given(text.filter(bool), text, text)
+@settings(deadline=None)
 def test_any_text_stays_itself_on_one_line(custom_id: str, model: str, content: str) -> None:
     head = BodyHead("chatcmpl-1", 5, model)
     row = result_line(IDS, custom_id, chat_body(head, [Choice(0, content, "stop")], Usage(1, 1)))

@@ -160,7 +160,7 @@ records = st.builds(
     st.lists(records, max_size=8),
     st.lists(st.tuples(st.integers(0, 600), st.binary(min_size=1, max_size=40), st.booleans()), max_size=3),
 )
-@settings(max_examples=300)
+@settings(max_examples=200, deadline=None)
 def test_any_damage_leaves_only_what_was_written(
     tmp_path_factory: pytest.TempPathFactory,
     written: list[Record],

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spillway.api.errors import InputChangedError, InputError
@@ -59,6 +59,7 @@ def test_a_long_line_does_not_hide_the_next(path: Path) -> None:
 
 
 @given(st.binary(max_size=300), st.integers(1, 40))
+@settings(deadline=None)
 def test_any_bytes(tmp_path_factory: pytest.TempPathFactory, content: bytes, limit: int) -> None:
     path = tmp_path_factory.mktemp("any") / "in.jsonl"
     path.write_bytes(content)

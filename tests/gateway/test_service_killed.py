@@ -15,7 +15,7 @@ from service_clients import Client, State, connected
 
 from spillway.api.worker.v1 import worker_pb2
 
-NUM_LINES = 3000
+NUM_LINES = 1500
 SERVER = Path(__file__).with_name("service_clients.py")
 
 
