@@ -111,9 +111,7 @@ def test_sixty_four_questions_over_long_documents_are_answered_as_transformers_d
         at = parting(tokenizer, reference, texts[custom_id])
         if at is None:
             continue
-        print(
-            f"{custom_id}: parts at token {at}, the reference's two best logits are {reference.gaps[at]:.2g} apart"
-        )
+        print(f"{custom_id}: parts at token {at}, the reference's two best logits are {reference.gaps[at]:.2g} apart")
         if reference.gaps[at] > TIE:
             wrong.append(custom_id)
     assert not wrong

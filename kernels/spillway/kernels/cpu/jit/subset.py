@@ -4,8 +4,8 @@ What is not worth spelling out instruction by instruction (loops over blocks, ta
 Python in a subset small enough to read here whole: parameters and results annotated ``int`` (int64) or ``float``
 (float32); assignments, ``if``, ``while``, ``for ... in range``, ``return``, ``continue``, ``break``; arithmetic,
 comparisons, ``and``, ``or``, ``not``, conditional expressions; ``min``, ``max``, ``int``, ``float``; calls of other
-such functions and of `Written` ones; module-level numbers. Integers do not overflow-check, ``//`` and ``%`` round towards
-zero, and ints and floats do not mix unasked. Anything else is a SubsetError that names its line.
+such functions and of `Written` ones; module-level numbers. Integers do not overflow-check, ``//`` and ``%`` round
+towards zero, and ints and floats do not mix unasked. Anything else is a SubsetError that names its line.
 """
 
 import ast
