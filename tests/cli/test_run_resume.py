@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -87,12 +86,14 @@ def test_two_runs_of_one_job_do_not_mix(model: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     first = start(model, source, output)
     wait_for_results(first, output, 100)
+    first.send_signal(signal.SIGSTOP)  # else it may be done before the second has started
     second = start(model, source, output)
     _, message = second.communicate(timeout=120)
+    first.send_signal(signal.SIGTERM)
+    first.send_signal(signal.SIGCONT)
+    first.communicate(timeout=60)
     assert second.returncode == 1
     assert str(first.pid) in message
-    os.kill(first.pid, signal.SIGTERM)
-    first.communicate(timeout=60)
     assert first.returncode == 130
 
 
