@@ -11,7 +11,9 @@ one, for which Triton's pipeliner spends two of its stages per tile, so ``num_st
 ``num_stages=4`` would prefetch no more than 3 does.
 """
 
+import contextlib
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from importlib import resources
@@ -62,6 +64,21 @@ class TileKey:
     biased: bool
 
 
+Tile = PrefillTile | DecodeTile
+_trial: Tile | None = None
+
+
+@contextlib.contextmanager
+def trying(tile: Tile) -> Iterator[None]:
+    """Within, ops that take this kind of tile take this one, whatever the tables say: how a tile is measured."""
+    global _trial  # noqa: PLW0603 - one process tries one tile at a time
+    before, _trial = _trial, tile
+    try:
+        yield
+    finally:
+        _trial = before
+
+
 def file_names(gpu: Gpu) -> tuple[str, str, str]:
     """The tables to look into, most special first."""
     name = gpu.name.lower().replace(" ", "_").replace("-", "_")
@@ -103,6 +120,8 @@ def _decode_tile(gpu: Gpu, key: TileKey) -> DecodeTile:
 
 def prefill_tile(device: torch.device, key: TileKey, group: int, rows_wanted: int) -> PrefillTile:
     """The tile of `flash_prefill`; a lower one where a whole batch has no more rows than that."""
+    if isinstance(_trial, PrefillTile):
+        return _trial
     tile = _prefill_tile(gpu_of(device), "prefill_small" if rows_wanted <= 64 else "prefill", key)
     if group <= tile.rows:
         return tile
@@ -111,4 +130,4 @@ def prefill_tile(device: torch.device, key: TileKey, group: int, rows_wanted: in
 
 def decode_tile(device: torch.device, key: TileKey) -> DecodeTile:
     """The tile of `paged_decode`. It must not depend on the batch: where a context is split decides its rounding."""
-    return _decode_tile(gpu_of(device), key)
+    return _trial if isinstance(_trial, DecodeTile) else _decode_tile(gpu_of(device), key)
