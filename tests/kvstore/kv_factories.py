@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spillway.kvstore import BlockHash, Faults, KVIdentity, StoreConfig, block_hash
+from spillway.kvstore import BlockHash, Deadlines, Faults, KVIdentity, StoreConfig, block_hash
 from spillway.kvstore.buffers import Bytes
 from spillway.kvstore.eviction.lru import LRU
 from spillway.kvstore.header import BlockHeader
@@ -30,6 +30,10 @@ SHARE_RESERVE_BYTES = 64 << 10
 
 IDENTITY = KVIdentity("weights-a", "float32", "none", 16, (0, 2), 0, 1, "rope-a")
 OTHER_IDENTITY = replace(IDENTITY, weights_digest="weights-b")
+
+
+PATIENT = Deadlines(put_s=60, load_s=60)
+"""Deadlines that a starved test machine does not miss: tests of deadlines set their own."""
 
 
 def name(number: int, identity: KVIdentity = IDENTITY) -> BlockHash:
@@ -63,6 +67,7 @@ def store_config(directory: Path | None, host: int = 0, disk: int = 0, **setting
         disk_dir=directory if disk else None,
         disk_free_floor_bytes=0,
         staging_bytes=host_bytes(16),
+        deadlines=PATIENT,
     )
     return replace(config, **settings)  # type: ignore[arg-type]
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from kv_factories import blank, content, name, store_config
 
-from spillway.kvstore import BlockStore, Deadlines
+from spillway.kvstore import BlockStore
 
 WRITER = """
 import json, sys
@@ -34,7 +34,7 @@ while True:
 @pytest.mark.parametrize("host", [0, 6])
 def test_killed_again_and_again_in_mid_write(tmp_path: Path, host: int) -> None:
     """The disk holds a quarter of what is written, so slots are overwritten all the time."""
-    config = store_config(tmp_path, host=host, disk=24, deadlines=Deadlines(load_s=30))
+    config = store_config(tmp_path, host=host, disk=24)
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
     recovered = 0
     for turn in range(6):

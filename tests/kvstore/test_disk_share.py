@@ -11,7 +11,6 @@ from kv_factories import IDENTITY, OTHER_IDENTITY, content, disk_bytes, name, st
 from spillway.kvstore import (
     BlockStore,
     ConfigError,
-    Deadlines,
     KVIdentity,
     MountBusyError,
     MountError,
@@ -77,8 +76,7 @@ def test_fewer_sharers_leave_no_share_behind(tmp_path: Path) -> None:
 
 def test_the_directory_never_holds_more_than_its_budget(tmp_path: Path) -> None:
     """Two stores fill their shares; then one alone opens with half the budget."""
-    patient = Deadlines(put_s=30)
-    config = store_config(tmp_path, disk=8, disk_bytes=disk_bytes(8, 2), disk_sharers=2, deadlines=patient)
+    config = store_config(tmp_path, disk=8, disk_bytes=disk_bytes(8, 2), disk_sharers=2)
     with BlockStore.open(config) as one, BlockStore.open(config) as two:
         for store in (one, two):
             store.put_many([(name(number), content(number)) for number in range(20)])

@@ -141,8 +141,7 @@ class TestNextUse:
         policy.rekey([NAMES[0]])
         assert policy.worth_keeping(NAMES[0])
         assert policy.coldest(2) == [NAMES[1], NAMES[0]]
-        assert policy._uses.fulfil(NAMES[0])
-        assert not policy._uses.fulfil(NAMES[0])
+        policy._uses.delivered([NAMES[0]])
         assert not policy.worth_keeping(NAMES[0])
 
     def test_sooner_compares_next_uses(self) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from kv_factories import BLOCK_BYTES, IDENTITY, OTHER_IDENTITY, blank, content, disk_bytes, name, store_config
 
-from spillway.kvstore import BlockBufferError, BlockStore, Codecs, ConfigError, Deadlines, StoreClosedError, StoreConfig
+from spillway.kvstore import BlockBufferError, BlockStore, Codecs, ConfigError, StoreClosedError, StoreConfig
 
 KINDS = {"host": {"host": 12}, "disk": {"disk": 12}, "host-and-disk": {"host": 4, "disk": 12}}
 
@@ -147,8 +147,7 @@ class TestDemotion:
     """Host memory that overflows to disk."""
 
     def test_what_leaves_host_memory_is_on_disk(self, tmp_path: Path) -> None:
-        patient = Deadlines(put_s=30)
-        with BlockStore.open(store_config(tmp_path, host=4, disk=40, deadlines=patient)) as store:
+        with BlockStore.open(store_config(tmp_path, host=4, disk=40)) as store:
             for number in range(30):
                 assert put(store, number) == [True]
             assert get(store, *range(30)) == [True] * 30
@@ -158,7 +157,7 @@ class TestDemotion:
             store.check()
 
     def test_a_loaded_block_is_promoted_to_host_memory(self, tmp_path: Path) -> None:
-        with BlockStore.open(store_config(tmp_path, host=4, disk=20, deadlines=Deadlines(put_s=30))) as store:
+        with BlockStore.open(store_config(tmp_path, host=4, disk=20)) as store:
             put(store, *range(12))
             assert store.flush()
             cold = next(number for number in range(12) if [p.tier for p in store.locate(name(number))] == ["disk"])
@@ -166,7 +165,7 @@ class TestDemotion:
             assert [place.tier for place in store.locate(name(cold))] == ["host", "disk"]
 
     def test_prefetch_brings_blocks_to_host_memory(self, tmp_path: Path) -> None:
-        with BlockStore.open(store_config(tmp_path, host=8, disk=40, deadlines=Deadlines(put_s=30))) as store:
+        with BlockStore.open(store_config(tmp_path, host=8, disk=40)) as store:
             put(store, *range(30))
             assert store.flush()
             cold = [number for number in range(30) if len(store.locate(name(number))) == 1][:2]
@@ -196,7 +195,7 @@ class TestRestart:
 
     @pytest.mark.parametrize("host", [0, 6, 30])
     def test_a_closed_store_opens_warm(self, tmp_path: Path, host: int) -> None:
-        config = store_config(tmp_path, host=host, disk=30, deadlines=Deadlines(put_s=30))
+        config = store_config(tmp_path, host=host, disk=30)
         with BlockStore.open(config) as store:
             put(store, *range(20))
         with BlockStore.open(config) as store:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from kv_factories import BLOCK_BYTES, IDENTITY, blank, content, name, store_config
 
-from spillway.kvstore import BlockStore, ConfigError, Deadlines, Faults
+from spillway.kvstore import BlockStore, ConfigError, Faults
 from spillway.kvstore.sealing import Sealer
 from spillway.kvstore.tiers.faulty import FaultyTier
 
@@ -49,7 +49,7 @@ def faulty_tier(store: BlockStore) -> FaultyTier:
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_fault_is_a_miss_and_is_counted(tmp_path: Path, fault: str, host: int) -> None:
     faults = Faults(seed=7, **{fault: 0.3})
-    config = store_config(tmp_path, host=host, disk=24, disk_faults=faults, deadlines=Deadlines(put_s=5, load_s=5))
+    config = store_config(tmp_path, host=host, disk=24, disk_faults=faults)
     with BlockStore.open(config) as store:
         hits, _ = run(store, 150, seed=3)
         assert hits > 0
@@ -82,7 +82,7 @@ def test_all_faults_at_once_and_a_healing(tmp_path: Path) -> None:
         full=0.05,
         io_error=0.03,
     )
-    config = store_config(tmp_path, host=6, disk=24, disk_faults=faults, deadlines=Deadlines(put_s=5, load_s=5))
+    config = store_config(tmp_path, host=6, disk=24, disk_faults=faults)
     with BlockStore.open(config) as store:
         run(store, 300, seed=5)
         store.check()

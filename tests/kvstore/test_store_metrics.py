@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from kv_factories import blank, content, name, store_config
 
-from spillway.kvstore import BlockStore, Deadlines, Faults
+from spillway.kvstore import BlockStore, Faults
 
 prometheus_client = pytest.importorskip("prometheus_client")
 
@@ -14,7 +14,7 @@ def test_every_figure_is_exposed(tmp_path: Path) -> None:
     from spillway.kvstore.metrics import StoreCollector
 
     faults = Faults(seed=2, bit_flip=1.0)
-    config = store_config(tmp_path, host=4, disk=20, disk_faults=faults, deadlines=Deadlines(put_s=30, load_s=30))
+    config = store_config(tmp_path, host=4, disk=20, disk_faults=faults)
     with BlockStore.open(config) as store:
         registry = prometheus_client.CollectorRegistry()
         registry.register(StoreCollector(store.stats))

@@ -6,9 +6,7 @@ from pathlib import Path
 import numpy as np
 from kv_factories import blank, content, name, store_config
 
-from spillway.kvstore import BlockStore, Deadlines, JobPlan
-
-PATIENT = Deadlines(put_s=30, load_s=30)
+from spillway.kvstore import BlockStore, JobPlan
 
 
 def put(store: BlockStore, *numbers: int) -> None:
@@ -46,7 +44,7 @@ def test_a_full_host_tier_keeps_what_is_needed_soonest(tmp_path: Path) -> None:
 
 
 def test_what_no_line_needs_any_more_is_not_written_to_disk(tmp_path: Path) -> None:
-    with BlockStore.open(store_config(tmp_path, host=20, disk=40, deadlines=PATIENT)) as store:
+    with BlockStore.open(store_config(tmp_path, host=20, disk=40)) as store:
         store.follow(plan((0, 1), (0, 2), (0, 3), (0, 4)))
         put(store, 0, 1, 2, 9)
         store.advance(3)
@@ -55,7 +53,7 @@ def test_what_no_line_needs_any_more_is_not_written_to_disk(tmp_path: Path) -> N
 
 
 def test_closing_writes_only_what_may_be_needed(tmp_path: Path) -> None:
-    config = store_config(tmp_path, host=20, disk=40, deadlines=PATIENT)
+    config = store_config(tmp_path, host=20, disk=40)
     with BlockStore.open(config) as store:
         store.follow(plan((0, 1), (0, 2)))
         put(store, 0, 1, 2)
@@ -80,10 +78,10 @@ def test_an_expected_block_survives_what_the_plan_says(tmp_path: Path) -> None:
 
 
 def test_blocks_are_fetched_ahead_of_their_line(tmp_path: Path) -> None:
-    config = store_config(tmp_path, host=0, disk=40, deadlines=PATIENT)
+    config = store_config(tmp_path, host=0, disk=40)
     with BlockStore.open(config) as store:
         put(store, *range(12))
-    with BlockStore.open(store_config(tmp_path, host=12, disk=40, deadlines=PATIENT)) as store:
+    with BlockStore.open(store_config(tmp_path, host=12, disk=40)) as store:
         store.follow(plan((0, 1), (0, 2), (0, 3)))
         assert settled(store, 3)["fetched"] == 3, "a quarter of the host tier is promised at once"
         store.advance(1)
@@ -93,9 +91,9 @@ def test_blocks_are_fetched_ahead_of_their_line(tmp_path: Path) -> None:
 
 
 def test_a_prefetch_displaces_nothing_that_is_needed_sooner(tmp_path: Path) -> None:
-    with BlockStore.open(store_config(tmp_path, host=0, disk=40, deadlines=PATIENT)) as store:
+    with BlockStore.open(store_config(tmp_path, host=0, disk=40)) as store:
         put(store, *range(12))
-    with BlockStore.open(store_config(tmp_path, host=4, disk=40, deadlines=PATIENT)) as store:
+    with BlockStore.open(store_config(tmp_path, host=4, disk=40)) as store:
         store.follow(None)
         assert get(store, 0, 1, 2, 3) == [True] * 4, "promoted, so the host tier is full"
         store.follow(plan((0, 1, 2, 3), (8,)))

@@ -245,9 +245,7 @@ class TestStoreInTrouble:
     """A stuck or broken disk behind the whole store."""
 
     def test_a_stuck_disk_costs_a_deadline_then_nothing(self, tmp_path: Path) -> None:
-        config = store_config(
-            tmp_path, disk=20, disk_faults=None, deadlines=Deadlines(load_s=30, put_s=30), read_threads=2
-        )
+        config = store_config(tmp_path, disk=20, read_threads=2)
         with BlockStore.open(config) as store:
             put(store, *range(8))
         stuck = store_config(
@@ -277,7 +275,7 @@ class TestStoreInTrouble:
             assert np.array_equal(out, content(5))
 
     def test_a_late_read_never_writes_into_the_callers_buffer(self, tmp_path: Path) -> None:
-        with BlockStore.open(store_config(tmp_path, disk=20, deadlines=Deadlines(put_s=30))) as store:
+        with BlockStore.open(store_config(tmp_path, disk=20)) as store:
             put(store, *range(4))
         slow = store_config(
             tmp_path, disk=20, disk_faults=Faults(delay=1.0, delay_s=0.3), deadlines=Deadlines(load_s=0.02)
@@ -343,7 +341,7 @@ class TestStoreInTrouble:
 
     def test_writing_waits_for_urgent_loads(self, tmp_path: Path) -> None:
         """With a load under way, a write-behind begins only after a short wait; it is not starved."""
-        config = store_config(tmp_path, disk=20, deadlines=Deadlines(put_s=30, load_s=30))
+        config = store_config(tmp_path, disk=20)
         with BlockStore.open(config) as store:
             put(store, *range(4))
             assert store.flush()

@@ -46,7 +46,7 @@ def assemble(config: StoreConfig, index: BlockIndex, remote: Sequence[Tier]) -> 
     name = "host" if retains else "staging"
     slab = Slab(host_sealer.stored_bytes, config.host_bytes if retains else config.staging_bytes)
     uses = NextUses()
-    host_policy = NextUse(uses, config.policy(slab.total))
+    host_policy = NextUse(uses, config.policy(slab.total), below_device=True)
     policies = [host_policy]
     readers: list[ReadQueue] = []
     disk: Lane | None = None

@@ -54,6 +54,7 @@ class StoreOutcome(StrEnum):
     IO_ERROR = "io_error"
     BREAKER = "breaker"
     DAMAGED = "damaged"
+    NOT_NEEDED = "not_needed"
     NOT_ACCEPTED = "not_accepted"
 
     @property

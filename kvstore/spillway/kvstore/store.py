@@ -67,6 +67,8 @@ class BlockStore:
         self._require_open()
         items = [(block, readable(buffer, self.config.block_bytes)) for block, buffer in blocks]
         deadline = time.monotonic() + self.config.deadlines.put_s
+        if self._parts.uses.plan is not None:
+            self._parts.uses.returned(block for block, _ in items)
         # Last block first: it is then the coldest, and a prefix is of use only from its beginning.
         kept = [self._put(block, raw, deadline) for block, raw in reversed(items)][::-1]
         self._puts += len(kept)
@@ -90,9 +92,10 @@ class BlockStore:
                 break
             for position, hit in zip(rest, self._get_from(reader, [items[p] for p in rest]), strict=True):
                 found[position] = hit
-        for block, _ in items:
-            if self._parts.uses.fulfil(block):
-                self._rekey((block,))
+        if self._parts.uses.plan is not None:
+            delivered = [block for (block, _), hit in zip(items, found, strict=True) if hit]
+            self._parts.uses.delivered(delivered)
+            self._rekey(delivered)
         self._gets += len(found)
         self._hits += found.count(True)
         return found
@@ -118,7 +121,12 @@ class BlockStore:
             self._prefetcher.fetch(blocks, time.monotonic() + self.config.deadlines.load_s)
 
     def follow(self, plan: JobPlan | None) -> None:
-        """Evict and prefetch by ``plan`` from its first line on; None: by recency alone."""
+        """Evict and prefetch by ``plan`` from its first line on; None: by recency alone.
+
+        Under a plan, a block that ``get_many`` delivered counts as held by the device: host memory gives its copy up
+        early. So put it again when the device lets go of it, even if `contains` says that it is here: a block that is
+        here is not copied again.
+        """
         self._require_open()
         self._parts.uses.begin(plan)
         for policy in self._parts.policies:
@@ -197,7 +205,9 @@ class BlockStore:
     def _put(self, block: BlockHash, raw: Bytes, deadline: float) -> bool:
         if not self._retains and any(reader.lane.tier.contains(block) for reader in self._parts.readers):
             return True
-        outcome = StoreOutcome.PRESENT if self._held.touch(block) else self._host.put(block, raw)
+        if self._held.touch(block):
+            return True
+        outcome = StoreOutcome.NOT_NEEDED if self._is_needed_least(block) else self._host.put(block, raw)
         while outcome is StoreOutcome.FULL:
             hopeful = self._demotion.make_room(deadline)
             outcome = self._host.put(block, raw)
@@ -206,6 +216,16 @@ class BlockStore:
         if not outcome.held:
             self._host.counters.drop(outcome)
         return outcome.held
+
+    def _is_needed_least(self, block: BlockHash) -> bool:
+        """Whether, by the plan, a full host tier should keep what it has instead, and the disk need not have it."""
+        policy = self._parts.policies[0]
+        if self._parts.uses.plan is None or self._held.free_slots:
+            return False
+        if len(self._parts.policies) > 1 and policy.worth_keeping(block):
+            return False
+        coldest = self._held.coldest(1)
+        return bool(coldest) and not policy.sooner(block, coldest[0])
 
     def _get_from_host(self, block: BlockHash, out: Bytes) -> bool:
         start = time.perf_counter()

@@ -4,46 +4,52 @@ from __future__ import annotations
 
 import heapq
 import threading
+from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Iterable
-from itertools import islice
+from itertools import chain, islice
 
 from ..identity import BlockHash
 from ..planning.uses import NextUses, Use
 from .base import EvictionPolicy
 
 _Queue = OrderedDict[BlockHash, None]
+_ByDepth = list[tuple[int, BlockHash]]
 
 
 class NextUse(EvictionPolicy):
     """Evicts by the job's plan (Belady 1966): first what no line needs any more, then what the plan does not know (by
     another policy's order), then what is needed furthest in the future.
 
-    Blocks that the same line needs leave last block first, since a prefix is of use only from its beginning. It has a
+    A tier right below the device (``below_device``) gives up copies of what the device has before all that is of use: the
+    device puts them again when it lets go of them (exclusive caching, Wong and Wilkes, USENIX ATC 2002).
+
+    Blocks that the same line needs leave deepest first, since a prefix is of use only from its beginning. It has a
     lock of its own, because `rekey` is called by the store and not by the tier.
     """
 
-    def __init__(self, uses: NextUses, unplanned: EvictionPolicy) -> None:
+    def __init__(self, uses: NextUses, unplanned: EvictionPolicy, *, below_device: bool = False) -> None:
         self._uses = uses
+        self._below_device = below_device
         self._unplanned = unplanned
         self._lock = threading.Lock()
-        self._keys: dict[BlockHash, int | Use] = {}
-        self._never: _Queue = OrderedDict()
-        self._by_line: dict[int, _Queue] = {}
+        self._places: dict[BlockHash, tuple[int | Use, int]] = {}
+        self._useless: dict[Use, _Queue] = {Use.NEVER: OrderedDict(), Use.ON_DEVICE: OrderedDict()}
+        self._by_line: dict[int, _ByDepth] = {}
 
     def insert(self, block: BlockHash) -> None:
         """See `EvictionPolicy.insert`."""
         with self._lock:
             self._leave(block, evicted=False)
-            self._enter(block, self._uses.next_use(block))
+            self._enter(block, self._key(block))
 
     def touch(self, block: BlockHash) -> None:
         """See `EvictionPolicy.touch`."""
         with self._lock:
-            key = self._keys.get(block)
-            if key is None:
+            place = self._places.get(block)
+            if place is None:
                 return
-            now = self._uses.next_use(block)
+            key, now = place[0], self._key(block)
             if now is Use.UNKNOWN and key is Use.UNKNOWN:
                 self._unplanned.touch(block)
             elif now != key:
@@ -58,12 +64,12 @@ class NextUse(EvictionPolicy):
     def coldest(self, limit: int) -> list[BlockHash]:
         """See `EvictionPolicy.coldest`."""
         with self._lock:
-            order = list(islice(self._never, limit))
+            order = list(islice(chain.from_iterable(self._useless.values()), limit))
             if len(order) < limit:
                 order += self._unplanned.coldest(limit - len(order))
             if len(order) < limit:
                 for line in heapq.nlargest(limit - len(order), self._by_line):
-                    order += islice(reversed(self._by_line[line]), limit - len(order))
+                    order += (block for _, block in islice(reversed(self._by_line[line]), limit - len(order)))
                     if len(order) == limit:
                         break
             return order
@@ -73,11 +79,13 @@ class NextUse(EvictionPolicy):
         return self._uses.next_use(block) is not Use.NEVER
 
     def sooner(self, block: BlockHash, other: BlockHash) -> bool:
-        """Whether ``block`` may be needed before ``other``. Two that the plan does not know: yes, as the newer."""
-        mine, others = self._uses.next_use(block), self._uses.next_use(other)
-        if isinstance(mine, int):
-            return not isinstance(others, int) or mine < others
-        return mine is Use.UNKNOWN and not isinstance(others, int)
+        """Whether ``block`` should leave after ``other``. Two that the plan does not know: yes, as the newer."""
+        mine, others = self._key(block), self._key(other)
+        if not isinstance(mine, int):
+            return mine is Use.UNKNOWN and not isinstance(others, int)
+        if not isinstance(others, int):
+            return True
+        return (mine, self._uses.depth(block)) < (others, self._uses.depth(other))
 
     def rekey(self, blocks: Iterable[BlockHash]) -> None:
         """The next use of ``blocks`` has changed; those not in the tier are ignored."""
@@ -87,27 +95,35 @@ class NextUse(EvictionPolicy):
     def blocks(self) -> list[BlockHash]:
         """Every block in the tier, in no order."""
         with self._lock:
-            return list(self._keys)
+            return list(self._places)
+
+    def _key(self, block: BlockHash) -> int | Use:
+        key = self._uses.next_use(block)
+        if self._below_device and isinstance(key, int) and self._uses.on_device(block):
+            return Use.ON_DEVICE
+        return key
 
     def _enter(self, block: BlockHash, key: int | Use) -> None:
-        self._keys[block] = key
+        depth = self._uses.depth(block)
+        self._places[block] = key, depth
         if key is Use.UNKNOWN:
             self._unplanned.insert(block)
-        elif key is Use.NEVER:
-            self._never[block] = None
+        elif isinstance(key, Use):
+            self._useless[key][block] = None
         else:
-            self._by_line.setdefault(key, OrderedDict())[block] = None
+            insort(self._by_line.setdefault(key, []), (depth, block))
 
     def _leave(self, block: BlockHash, *, evicted: bool) -> None:
-        key = self._keys.pop(block, None)
-        if key is None:
+        place = self._places.pop(block, None)
+        if place is None:
             return
+        key, depth = place
         if key is Use.UNKNOWN:
             self._unplanned.remove(block, evicted=evicted)
-        elif key is Use.NEVER:
-            del self._never[block]
+        elif isinstance(key, Use):
+            del self._useless[key][block]
         else:
-            queue = self._by_line[key]
-            del queue[block]
-            if not queue:
+            blocks = self._by_line[key]
+            del blocks[bisect_left(blocks, (depth, block))]
+            if not blocks:
                 del self._by_line[key]

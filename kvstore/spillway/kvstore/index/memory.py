@@ -18,21 +18,19 @@ class MemoryIndex(BlockIndex):
     def __init__(self, tiers: Sequence[str] = ()) -> None:
         self._lock = threading.Lock()
         self._bits: dict[BlockHash, int] = {}
-        self._tiers: list[str] = list(tiers)
+        self._bit_of = {tier: 1 << position for position, tier in enumerate(tiers)}
 
     def publish(self, tier: str, blocks: Sequence[BlockHash]) -> None:
         """See `BlockIndex.publish`."""
         with self._lock:
-            if tier not in self._tiers:
-                self._tiers.append(tier)
-            bit = self._mask((tier,))
+            bit = self._bit_of.setdefault(tier, 1 << len(self._bit_of))
             for block in blocks:
                 self._bits[block] = self._bits.get(block, 0) | bit
 
     def withdraw(self, tier: str, blocks: Sequence[BlockHash]) -> None:
         """See `BlockIndex.withdraw`."""
         with self._lock:
-            keep = ~self._mask((tier,))
+            keep = ~self._bit_of.get(tier, 0)
             for block in blocks:
                 left = self._bits.get(block, 0) & keep
                 if left:
@@ -43,11 +41,11 @@ class MemoryIndex(BlockIndex):
     def locate(self, block: BlockHash) -> tuple[Location, ...]:
         """See `BlockIndex.locate`."""
         bits = self._bits.get(block, 0)
-        return tuple(Location(tier) for position, tier in enumerate(self._tiers) if bits >> position & 1)
+        return tuple(Location(tier) for tier, bit in self._bit_of.items() if bits & bit) if bits else ()
 
     def longest_prefix(self, blocks: Sequence[BlockHash], among: Collection[str]) -> int:
         """See `BlockIndex.longest_prefix`."""
-        mask = self._mask(among)
+        mask = sum(self._bit_of.get(tier, 0) for tier in set(among))
         bits = self._bits
         for count, block in enumerate(blocks):
             if not bits.get(block, 0) & mask:
@@ -56,7 +54,7 @@ class MemoryIndex(BlockIndex):
 
     def snapshot(self, tier: str) -> frozenset[BlockHash]:
         """See `BlockIndex.snapshot`."""
-        mask = self._mask((tier,))
+        mask = self._bit_of.get(tier, 0)
         with self._lock:
             return frozenset(block for block, bits in self._bits.items() if bits & mask)
 
@@ -64,6 +62,3 @@ class MemoryIndex(BlockIndex):
         """See `BlockIndex.close`."""
         with self._lock:
             self._bits.clear()
-
-    def _mask(self, tiers: Collection[str]) -> int:
-        return sum(1 << position for position, tier in enumerate(self._tiers) if tier in tiers)

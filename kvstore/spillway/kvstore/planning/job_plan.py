@@ -22,15 +22,17 @@ class JobPlan:
         """``chains``: for each line in order, the hashes of its prompt's full blocks, first block first."""
         self._nodes: dict[BlockHash, int] = {}
         self._parents = array("i")
+        self._depths = array("I")
         self._leaves = array("i")
         uses = array("I")
         lengths = array("I")
         for chain in chains:
             parent = -1
-            for block in chain:
+            for depth, block in enumerate(chain):
                 node = self._nodes.setdefault(block, len(self._parents))
                 if node == len(self._parents):
                     self._parents.append(parent)
+                    self._depths.append(depth)
                 uses.append(node)
                 parent = node
             self._leaves.append(parent)
@@ -60,6 +62,11 @@ class JobPlan:
             path.append(self._blocks[node])
             node = self._parents[node]
         return path[::-1]
+
+    def depth(self, block: BlockHash) -> int:
+        """How many blocks come before ``block`` in a line; 0 if it is not planned."""
+        node = self._nodes.get(block)
+        return 0 if node is None else self._depths[node]
 
     def next_use(self, block: BlockHash, position: int) -> int | None:
         """The first line at or after ``position`` that needs ``block``; None if there is none, or it is not planned."""

@@ -97,7 +97,9 @@ class Prefetcher:
             self._next_line = line + 1
 
     def _is_wanted(self, block: BlockHash, reader: ReadQueue) -> bool:
-        return block not in self._under_way and not self._held.contains(block) and reader.lane.tier.contains(block)
+        if block in self._under_way or self._uses.on_device(block) or self._held.contains(block):
+            return False
+        return reader.lane.tier.contains(block)
 
     def _deliver(self, lane: Lane, header: BlockHeader, stored: Bytes) -> MissReason | None:
         return None if self._promote(lane, header, stored) else MissReason.NO_ROOM

@@ -73,35 +73,29 @@ class HostTier(Tier):
 
     def load(self, block: BlockHash, out: Bytes) -> BlockHeader | MissReason:
         """See `Tier.load`."""
-        with self.pinned(block) as held:
-            if held is None:
-                return MissReason.ABSENT
-            length = held.header.stored_bytes
+        entry = self._pin(block, touch=True)
+        if entry is None:
+            return MissReason.ABSENT
+        try:
+            length = entry.header.stored_bytes
             if length > out.nbytes:
                 return MissReason.LENGTH
-            np.copyto(out[:length], held.padded[:length])
-            return held.header
+            np.copyto(out[:length], self._slab.view(entry.slot)[:length])
+            return entry.header
+        finally:
+            self._unpin(block, entry)
 
     @contextmanager
     def pinned(self, block: BlockHash, *, touch: bool = True) -> Iterator[PinnedBlock | None]:
         """Hold ``block`` in place, or None if it is absent. ``touch``: whether this counts as a use."""
-        with self._lock:
-            entry = self._entries.get(block)
-            if entry is not None:
-                entry.pins += 1
-                if touch:
-                    self._policy.touch(block)
+        entry = self._pin(block, touch=touch)
         if entry is None:
             yield None
             return
         try:
             yield PinnedBlock(entry.header, self._slab.view(entry.slot))
         finally:
-            with self._lock:
-                entry.pins -= 1
-                if entry.pins == 0 and self._entries.get(block) is not entry:
-                    self._detached -= 1
-                    self._slab.give(entry.slot)
+            self._unpin(block, entry)
 
     def contains(self, block: BlockHash) -> bool:
         """See `Tier.contains`."""
@@ -163,6 +157,22 @@ class HostTier(Tier):
             for block in list(self._entries):
                 self._remove(block, evicted=False)
             self._slab.close()
+
+    def _pin(self, block: BlockHash, *, touch: bool) -> _Entry | None:
+        with self._lock:
+            entry = self._entries.get(block)
+            if entry is not None:
+                entry.pins += 1
+                if touch:
+                    self._policy.touch(block)
+            return entry
+
+    def _unpin(self, block: BlockHash, entry: _Entry) -> None:
+        with self._lock:
+            entry.pins -= 1
+            if entry.pins == 0 and self._entries.get(block) is not entry:
+                self._detached -= 1
+                self._slab.give(entry.slot)
 
     def _take(self) -> int | None:
         """A slot to fill, evicting the coldest block that may go. The lock is held."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,8 +73,19 @@ def load_weights(checkpoint: Checkpoint, options: LoadOptions) -> DecoderWeights
     with torch.inference_mode():
         # The largest pieces first: what they need on the way is given back before the rest fills memory.
         embedding, lm_head = loader.embeddings()
-        layers = [loader.layer(number) for number in range(checkpoint.spec.layers)]
+        layers = []
+        for number in range(checkpoint.spec.layers):
+            _give_back_freed_memory()
+            layers.append(loader.layer(number))
+        _give_back_freed_memory()
         return DecoderWeights(embedding, layers, loader.final_norm(), lm_head)
+
+
+def _give_back_freed_memory() -> None:
+    """Have glibc return free pages to the system. Packing leaves holes between what stays, a third of a small model."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def check_weights(checkpoint: Checkpoint) -> None:
