@@ -21,8 +21,8 @@ class NextUse(EvictionPolicy):
     """Evicts by the job's plan (Belady 1966): first what no line needs any more, then what the plan does not know (by
     another policy's order), then what is needed furthest in the future.
 
-    A tier right below the device (``below_device``) gives up copies of what the device has before all that is of use: the
-    device puts them again when it lets go of them (exclusive caching, Wong and Wilkes, USENIX ATC 2002).
+    A tier right below the device (``below_device``) gives up copies of what the device has before all that is of use:
+    the device puts them again when it lets go of them (exclusive caching, Wong and Wilkes, USENIX ATC 2002).
 
     Blocks that the same line needs leave deepest first, since a prefix is of use only from its beginning. It has a
     lock of its own, because `rekey` is called by the store and not by the tier.
