@@ -9,12 +9,26 @@ from dataclasses import dataclass
 from ..identity import BlockHash
 
 
+PEER = "peer"
+"""The name, in ``among`` of `BlockIndex.longest_prefix`, of all places on other nodes. No node's own tier has it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Location:
-    """A place a block can be loaded from. ``node`` is empty for this node; ``tier`` is the tier's name there."""
+    """A place a block can be loaded from. ``node`` is empty for this node; ``tier`` is the tier's name there.
+
+    ``generation``: of the node's lease, which its block server must confirm. ``address``: ``host:port`` of that server,
+    empty where it serves nobody.
+    """
 
     tier: str
     node: str = ""
+    generation: int = 0
+    address: str = ""
+
+
+PEER = "peer"
+"""In `BlockIndex.longest_prefix`: the tiers of all other nodes that have a block server."""
 
 
 class BlockIndex(ABC):
@@ -34,12 +48,18 @@ class BlockIndex(ABC):
         """Remove this node's entries for ``blocks`` in ``tier``. Removing an absent one changes nothing."""
 
     @abstractmethod
-    def locate(self, block: BlockHash) -> tuple[Location, ...]:
-        """Every known place of ``block``, nearest first; empty if there is none."""
+    def locate(self, blocks: Sequence[BlockHash]) -> list[tuple[Location, ...]]:
+        """Every known place of each block, nearest first; empty where there is none.
+
+        An index with a remote part asks it at most once for all ``blocks``, and never waits longer than its timeout.
+        """
 
     @abstractmethod
     def longest_prefix(self, blocks: Sequence[BlockHash], among: Collection[str]) -> int:
-        """How many leading ``blocks`` are each in at least one tier named in ``among``. No promise that they stay."""
+        """How many leading ``blocks`` are each in at least one tier named in ``among``. No promise that they stay.
+
+        `PEER` in ``among`` stands for other nodes' tiers; the other names are of this node's.
+        """
 
     @abstractmethod
     def snapshot(self, tier: str) -> frozenset[BlockHash]:
