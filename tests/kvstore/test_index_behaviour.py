@@ -21,11 +21,11 @@ def index(request: pytest.FixtureRequest) -> Iterator[BlockIndex]:
 
 
 def tiers_of(index: BlockIndex, number: int) -> list[str]:
-    return [location.tier for location in index.locate([CHAIN[number]])[0] if not location.node]
+    return [location.tier for location in index.locate(CHAIN[number]) if not location.node]
 
 
 def test_an_unknown_block_is_nowhere(index: BlockIndex) -> None:
-    assert index.locate(CHAIN[:1]) == [()]
+    assert index.locate(CHAIN[0]) == ()
     assert index.longest_prefix(CHAIN, ("host", "disk")) == 0
 
 

@@ -112,7 +112,7 @@ class BlockStore:
     def locate(self, block: BlockHash) -> tuple[Location, ...]:
         """Every tier that holds ``block``, nearest first, working or not."""
         self._require_open()
-        return self._parts.index.locate((block,))[0]
+        return self._parts.index.locate(block)
 
     def prefetch(self, blocks: Sequence[BlockHash]) -> None:
         """Hint that ``blocks`` are needed soon: those below host memory are copied to it, after all urgent loads."""
@@ -154,11 +154,6 @@ class BlockStore:
         self._require_open()
         return self._demotion.flush(time.monotonic() + self.config.deadlines.flush_s)
 
-    @property
-    def peer_address(self) -> str:
-        """Where peers reach this node's blocks, ``host:port``; empty if it serves nobody."""
-        return self._parts.server.address if self._parts.server else ""
-
     def stats(self) -> StoreStats:
         """Counters and fill of every tier."""
         return StoreStats(
@@ -171,7 +166,6 @@ class BlockStore:
             prefetches=dict(self._prefetcher.outcomes),
             queued_writes=self._demotion.pending,
             queued_reads=sum(reader.queued for reader in self._parts.readers),
-            served=self._parts.server.outcomes if self._parts.server else {},
         )
 
     def check(self) -> None:
@@ -192,8 +186,6 @@ class BlockStore:
         self._prefetcher.restart()
         patience_s = self.config.deadlines.close_s
         stopped = [self._demotion.close(patience_s), *(reader.close(patience_s) for reader in self._parts.readers)]
-        if self._parts.server is not None:
-            stopped.append(self._parts.server.close(patience_s))
         if not all(stopped):
             # A thread stuck in the device still uses our memory and files; the process's end will take them from it.
             _log.warning("a disk operation did not end: memory and files stay open until the process ends")
@@ -211,7 +203,7 @@ class BlockStore:
         self.close()
 
     def _put(self, block: BlockHash, raw: Bytes, deadline: float) -> bool:
-        if not self._retains and any(tier.contains(block) for tier in self._parts.own):
+        if not self._retains and any(reader.lane.tier.contains(block) for reader in self._parts.readers):
             return True
         if self._held.touch(block):
             return True

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from ..identity import BlockHash
 
-
 PEER = "peer"
 """The name, in ``among`` of `BlockIndex.longest_prefix`, of all places on other nodes. No node's own tier has it."""
 
@@ -25,10 +24,6 @@ class Location:
     node: str = ""
     generation: int = 0
     address: str = ""
-
-
-PEER = "peer"
-"""In `BlockIndex.longest_prefix`: the tiers of all other nodes that have a block server."""
 
 
 class BlockIndex(ABC):
@@ -48,10 +43,11 @@ class BlockIndex(ABC):
         """Remove this node's entries for ``blocks`` in ``tier``. Removing an absent one changes nothing."""
 
     @abstractmethod
-    def locate(self, blocks: Sequence[BlockHash]) -> list[tuple[Location, ...]]:
-        """Every known place of each block, nearest first; empty where there is none.
+    def locate(self, block: BlockHash) -> tuple[Location, ...]:
+        """Every known place of ``block``, nearest first; empty if there is none.
 
-        An index with a remote part asks it at most once for all ``blocks``, and never waits longer than its timeout.
+        An index with a remote part answers from what `longest_prefix` has just learned, else asks it, and never waits
+        longer than its timeout.
         """
 
     @abstractmethod

@@ -38,11 +38,9 @@ class MemoryIndex(BlockIndex):
                 else:
                     self._bits.pop(block, None)
 
-    def locate(self, blocks: Sequence[BlockHash]) -> list[tuple[Location, ...]]:
+    def locate(self, block: BlockHash) -> tuple[Location, ...]:
         """See `BlockIndex.locate`."""
-        return [self._places(self._bits.get(block, 0)) for block in blocks]
-
-    def _places(self, bits: int) -> tuple[Location, ...]:
+        bits = self._bits.get(block, 0)
         return tuple(Location(tier) for tier, bit in self._bit_of.items() if bits & bit) if bits else ()
 
     def longest_prefix(self, blocks: Sequence[BlockHash], among: Collection[str]) -> int:
