@@ -99,11 +99,18 @@ def _healthy_faulty(blocks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     return FaultyTier(_host(blocks, tmp_path, monkeypatch), Faults(seed=1))
 
 
+def _peer(blocks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tier:
+    from peer_factories import ThroughAPeer
+
+    return ThroughAPeer(blocks)
+
+
 TIERS: dict[str, Callable[[int, Path, pytest.MonkeyPatch], Tier]] = {
     "host": _host,
     "disk": _disk,
     "buffered-disk": _buffered_disk,
     "faulty-without-faults": _healthy_faulty,
+    "peer": _peer,
 }
 """Makes a tier of about so many blocks. A new tier joins the suite by one line here."""
 

@@ -14,6 +14,7 @@ from .errors import (
     TokenIdError,
 )
 from .identity import BlockHash, KVIdentity, block_hash
+from .peer.config import PeersConfig
 from .planning.job_plan import JobPlan
 from .stats import StoreStats, TierStats
 from .store import BlockStore
@@ -35,6 +36,7 @@ __all__ = [
     "MountBusyError",
     "MountError",
     "MountMismatchError",
+    "PeersConfig",
     "StoreClosedError",
     "StoreConfig",
     "StoreStats",

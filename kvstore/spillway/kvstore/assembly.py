@@ -6,8 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .config import StoreConfig
+from .errors import ConfigError
 from .eviction.next_use import NextUse
 from .index.base import BlockIndex
+from .peer.reads import PeerReads
+from .peer.server import BlockServer
+from .peer.sources import Sources
+from .peer.tier import PeerTier
 from .planning.uses import NextUses
 from .sealing import Sealer
 from .tiers.base import Tier, TierIndex
@@ -22,7 +27,10 @@ from .transfer.reads import ReadQueue
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a store is made of. ``readers``: tiers below host memory that blocks are loaded from, nearest first."""
+    """What a store is made of. ``readers``: tiers below host memory that blocks are loaded from, nearest first.
+
+    ``own``: those of them that belong to this node.
+    """
 
     index: BlockIndex
     uses: NextUses
@@ -31,6 +39,8 @@ class Parts:
     host: Lane
     demotion: Demotion
     readers: tuple[ReadQueue, ...]
+    own: tuple[Tier, ...]
+    server: BlockServer | None
 
 
 def assemble(config: StoreConfig, index: BlockIndex, remote: Sequence[Tier]) -> Parts:
@@ -58,11 +68,26 @@ def assemble(config: StoreConfig, index: BlockIndex, remote: Sequence[Tier]) -> 
         disk = Lane(_open_disk(config, sealer.stored_bytes, disk_policy, index), sealer)
         readers.append(ReadQueue(disk, config.read_threads))
     readers += [ReadQueue(Lane(tier, plain), config.read_threads) for tier in remote]
+    own = tuple(reader.lane.tier for reader in readers)
+    if config.peers is not None:
+        peer_tier = PeerTier(config.peers, identity, index, config.deadlines.load_s)
+        readers.append(PeerReads(Lane(peer_tier, host_sealer), peer_tier, config.read_threads))
     demotion = Demotion(host_policy, disk, retains=retains)
     held = HostTier(name, slab, host_policy, TierIndex(index, name), demotion.may_leave)
     host = Lane(held, host_sealer)
     demotion.start(host, held, lambda: sum(reader.urgent for reader in readers), config.write_threads)
-    return Parts(index, uses, tuple(policies), held, host, demotion, tuple(readers))
+    server = None
+    if config.peers is not None and config.peers.listen:
+        try:
+            server = BlockServer(config.peers, identity, Sources(host, held, disk))
+        except ConfigError:
+            demotion.close(config.deadlines.close_s)
+            for reader in readers:
+                reader.close(config.deadlines.close_s)
+            for tier in (held, *own):
+                tier.close()
+            raise
+    return Parts(index, uses, tuple(policies), held, host, demotion, tuple(readers), own, server)
 
 
 def _open_disk(config: StoreConfig, stored_bytes: int, policy: NextUse, index: BlockIndex) -> Tier:

@@ -13,6 +13,7 @@ from .eviction.arc import ARC
 from .eviction.base import EvictionPolicy
 from .eviction.lru import LRU
 from .identity import KVIdentity
+from .peer.config import PeersConfig
 from .tiers.faulty import Faults
 
 EVICTIONS = ("lru", "arc")
@@ -63,7 +64,8 @@ class StoreConfig:
     ``disk_free_floor_bytes``: free space of the file system that the disk tier never grows into.
     ``staging_bytes``: host memory that holds blocks on their way to disk when there is no host tier.
     ``eviction``: ``lru`` or ``arc``, for blocks that no plan knows. ``disk_keys``: encrypts the disk tier.
-    ``disk_faults``: makes the disk tier misbehave, for tests and drills.
+    ``disk_faults``: makes the disk tier misbehave, for tests and drills. ``peers``: serve other nodes and load
+    from them, as the index locates blocks; needs an index that knows of other nodes to find any.
     """
 
     block_bytes: int
@@ -78,6 +80,7 @@ class StoreConfig:
     codecs: Codecs = field(default_factory=Codecs)
     disk_keys: KeyRing | None = None
     disk_faults: Faults | None = None
+    peers: PeersConfig | None = None
     read_threads: int = 4
     write_threads: int = 2
     deadlines: Deadlines = field(default_factory=Deadlines)

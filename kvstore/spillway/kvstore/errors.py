@@ -35,3 +35,19 @@ class MountMismatchError(MountError):
 
 class ConservationError(KVStoreError):
     """The books of the store do not add up: a defect in the store, found by ``check``."""
+
+
+class PeerError(KVStoreError):
+    """Trouble with one peer; to a caller of the store it is a miss. ``code``: the refusal's, 0 where there is none."""
+
+    def __init__(self, message: str, code: int = 0) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class PeerProtocolError(PeerError):
+    """What a peer sent breaks the rules of the protocol."""
+
+
+class PeerRefusedError(PeerError):
+    """A peer refused us, and said why."""

@@ -48,6 +48,7 @@ class StoreCollector(Collector):
         yield _by_label(
             "prefetches", "Blocks asked for ahead of need, by what came of them.", "outcome", stats.prefetches
         )
+        yield _by_label("served", "What the block server did for peers.", "outcome", stats.served)
         for name, text, value in (
             ("puts", "Blocks put.", stats.puts),
             ("put_drops", "Blocks put and not taken.", stats.put_drops),

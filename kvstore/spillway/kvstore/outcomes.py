@@ -22,6 +22,8 @@ class MissReason(StrEnum):
     CANCELLED = "cancelled"
     NO_ROOM = "no_room"
     INTERNAL = "internal"
+    UNREACHABLE = "unreachable"
+    REFUSED = "refused"
 
     @property
     def damaged(self) -> bool:

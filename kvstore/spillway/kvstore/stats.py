@@ -66,7 +66,9 @@ class TierStats:
 
 @dataclass(frozen=True, slots=True)
 class StoreStats:
-    """The whole store. ``misses``: blocks that no tier delivered. ``prefetches``: blocks, by what came of them."""
+    """The whole store. ``misses``: blocks that no tier delivered. ``prefetches``: blocks, by what came of them.
+    ``served``: what the block server did for peers, by outcome; empty where there is none.
+    """
 
     tiers: dict[str, TierStats]
     puts: int
@@ -77,6 +79,7 @@ class StoreStats:
     prefetches: dict[str, int]
     queued_writes: int
     queued_reads: int
+    served: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

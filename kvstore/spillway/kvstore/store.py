@@ -154,6 +154,11 @@ class BlockStore:
         self._require_open()
         return self._demotion.flush(time.monotonic() + self.config.deadlines.flush_s)
 
+    @property
+    def peer_address(self) -> str:
+        """Where peers reach this node's blocks, ``host:port``; empty if it serves nobody."""
+        return self._parts.server.address if self._parts.server else ""
+
     def stats(self) -> StoreStats:
         """Counters and fill of every tier."""
         return StoreStats(
@@ -166,6 +171,7 @@ class BlockStore:
             prefetches=dict(self._prefetcher.outcomes),
             queued_writes=self._demotion.pending,
             queued_reads=sum(reader.queued for reader in self._parts.readers),
+            served=self._parts.server.outcomes if self._parts.server else {},
         )
 
     def check(self) -> None:
@@ -186,6 +192,8 @@ class BlockStore:
         self._prefetcher.restart()
         patience_s = self.config.deadlines.close_s
         stopped = [self._demotion.close(patience_s), *(reader.close(patience_s) for reader in self._parts.readers)]
+        if self._parts.server is not None:
+            stopped.append(self._parts.server.close(patience_s))
         if not all(stopped):
             # A thread stuck in the device still uses our memory and files; the process's end will take them from it.
             _log.warning("a disk operation did not end: memory and files stay open until the process ends")
@@ -203,7 +211,7 @@ class BlockStore:
         self.close()
 
     def _put(self, block: BlockHash, raw: Bytes, deadline: float) -> bool:
-        if not self._retains and any(reader.lane.tier.contains(block) for reader in self._parts.readers):
+        if not self._retains and any(tier.contains(block) for tier in self._parts.own):
             return True
         if self._held.touch(block):
             return True
@@ -240,7 +248,7 @@ class BlockStore:
         """Load from one lower tier what is there, in parallel, each block into its own buffer."""
         lane = reader.lane
         results: list[MissReason | None] = [MissReason.ABSENT] * len(items)
-        there = [position for position, (block, _) in enumerate(items) if lane.tier.contains(block)]
+        there = [position for position, held in enumerate(reader.holds([block for block, _ in items])) if held]
         if there and not lane.breaker.allow():
             for position in there:
                 results[position] = MissReason.BREAKER

@@ -53,8 +53,9 @@ class Prefetcher:
         for reader in self._readers:
             if not reader.lane.breaker.available:
                 continue
+            there = [block for block, held in zip(blocks, reader.holds(blocks), strict=True) if held]
             with self._lock:
-                wanted = [block for block in blocks if self._is_wanted(block, reader)]
+                wanted = [block for block in there if self._is_wanted(block)]
                 wanted = wanted[: self._most - len(self._under_way)]
                 self._under_way.update(wanted)
             if not wanted:
@@ -96,10 +97,8 @@ class Prefetcher:
             self.fetch(plan.blocks_of(line), now + max(_SHORTEST_DEADLINE_S, ahead_s), line)
             self._next_line = line + 1
 
-    def _is_wanted(self, block: BlockHash, reader: ReadQueue) -> bool:
-        if block in self._under_way or self._uses.on_device(block) or self._held.contains(block):
-            return False
-        return reader.lane.tier.contains(block)
+    def _is_wanted(self, block: BlockHash) -> bool:
+        return not (block in self._under_way or self._uses.on_device(block) or self._held.contains(block))
 
     def _deliver(self, lane: Lane, header: BlockHeader, stored: Bytes) -> MissReason | None:
         return None if self._promote(lane, header, stored) else MissReason.NO_ROOM

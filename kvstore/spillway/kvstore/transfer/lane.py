@@ -36,7 +36,10 @@ class Lane:
 
     def fetch(self, block: BlockHash, buffer: Bytes) -> BlockHeader | MissReason:
         """Load and verify a block's stored bytes into the start of ``buffer``; a damaged entry is withdrawn."""
-        answer = self.tier.load(block, buffer)
+        return self.judge(block, self.tier.load(block, buffer), buffer)
+
+    def judge(self, block: BlockHash, answer: BlockHeader | MissReason, buffer: Bytes) -> BlockHeader | MissReason:
+        """Verify what the tier loaded into ``buffer``; a damaged entry is withdrawn."""
         if isinstance(answer, BlockHeader):
             self.breaker.success()
             failure = self.sealer.verify(block, answer, buffer)

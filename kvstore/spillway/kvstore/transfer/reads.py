@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 
 from ..buffers import Bytes, ThreadBuffer, round_up
 from ..header import BlockHeader
@@ -27,6 +28,8 @@ Deliver = Callable[[BlockHeader, Bytes], MissReason | None]
 """Takes a verified block from the reader's buffer, which is reused after it returns; None if that worked."""
 Ended = Callable[[MissReason | None, float], None]
 """Told how a read that somebody still wanted ended, and after how many seconds of work. Must not wait."""
+Fetch = Callable[[], BlockHeader | MissReason]
+"""Loads and verifies a block into the calling thread's buffer."""
 
 
 class Priority(IntEnum):
@@ -121,6 +124,10 @@ class ReadQueue:
         """Loads of `Priority.LOAD` that are queued or under way."""
         return self._urgent
 
+    def holds(self, blocks: Sequence[BlockHash]) -> list[bool]:
+        """Whether a load would find each block, as far as is known."""
+        return [self.lane.tier.contains(block) for block in blocks]
+
     def submit(self, requests: Sequence[ReadRequest], priority: Priority, deadline: float) -> ReadBatch:
         """Queue loads that are worth nothing after ``deadline`` (monotonic). Use the batch's ``wait`` or ``cancel``."""
         batch = ReadBatch(requests, deadline)
@@ -152,18 +159,32 @@ class ReadQueue:
                 if self._closing:
                     return
                 priority, _, batch, position = heapq.heappop(self._heap)
-            self._serve(batch, position)
+                positions = [position]
+                while len(positions) < self._at_once(priority) and self._heap and self._heap[0][2] is batch:
+                    positions.append(heapq.heappop(self._heap)[3])
+            self._serve(batch, positions)
             if priority is Priority.LOAD:
                 with self._changed:
-                    self._urgent -= 1
+                    self._urgent -= len(positions)
 
-    def _serve(self, batch: ReadBatch, position: int) -> None:
+    def _at_once(self, priority: Priority) -> int:  # noqa: ARG002
+        """How many requests of one batch a thread takes together."""
+        return 1
+
+    def _serve(self, batch: ReadBatch, positions: Sequence[int]) -> None:
+        """Carry out requests that one thread took. Each is ended and finished, whatever happens."""
+        for position in positions:
+            start = time.perf_counter()
+            block = batch.requests[position].block
+            self._end(batch, position, start, partial(self.lane.fetch, block, self._buffer.bytes))
+
+    def _end(self, batch: ReadBatch, position: int, start: float, fetch: Fetch) -> None:
+        """Deliver what ``fetch`` brings into this thread's buffer, if somebody still wants it."""
         request = batch.requests[position]
-        start = time.perf_counter()
         claimed = False
         result: MissReason | None = MissReason.INTERNAL
         try:
-            answer = batch.pointless() or self.lane.fetch(request.block, self._buffer.bytes)
+            answer = batch.pointless() or fetch()
             claimed = batch.claim()
             if not isinstance(answer, BlockHeader):
                 result = answer
