@@ -1,0 +1,1 @@
+"""The operator's decisions: observed state in, desired objects and status out."""

@@ -1,0 +1,1 @@
+"""One pure function a kind: what was observed to what should be."""

@@ -1,0 +1,13 @@
+"""Names that stand in objects of a cluster, for good."""
+
+PREFIX = "spillway.dev"
+FIELD_MANAGER = "spillway-operator"
+FINALIZER = f"{PREFIX}/job"
+PLACEMENT_GATE = f"{PREFIX}/placement"
+DEPLOYMENT_LABEL = f"{PREFIX}/deployment"
+GROUP_LABEL = f"{PREFIX}/group"
+GENERATION_LABEL = f"{PREFIX}/generation"
+"""Of a shard group: counts its starts."""
+SPEC_ANNOTATION = f"{PREFIX}/spec-generation"
+"""The generation of the ModelDeployment that a pod was made from."""
+GPU = "nvidia.com/gpu"
