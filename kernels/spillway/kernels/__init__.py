@@ -1,13 +1,4 @@
-"""Attention and KV kernels: Triton on CUDA, Numba twins on CPU, fp64 references for the tests.
-
-Importing this module fixes two settings that only count before torch and Numba start their threads: without them two
-thread pools spin on the same cores, and attention that takes 3 s takes 40.
-"""
-
-import os
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # an idle OpenMP thread sleeps instead of spinning
-os.environ.setdefault("NUMBA_THREADING_LAYER", "workqueue")  # never a second OpenMP runtime beside torch's
+"""Attention and KV kernels: Triton on CUDA, compiled twins on torch's own threads on CPU, fp64 references for tests."""
 
 from spillway.kernels.dispatch import (
     cascade_decode,

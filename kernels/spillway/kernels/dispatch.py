@@ -1,4 +1,4 @@
-"""The ops, and which implementation runs them: CUDA tensors go to Triton, CPU tensors to the Numba twins.
+"""The ops, and which implementation runs them: CUDA tensors go to Triton, CPU tensors to the compiled twins.
 
 ``SPILLWAY_KERNELS`` forces one, read once at import: ``twin`` (CPU tensors only) or ``triton`` (CPU tensors run under
 Triton's interpreter: exact, and thousands of times slower).

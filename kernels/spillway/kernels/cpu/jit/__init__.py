@@ -1,1 +1,1 @@
-"""Kernel bodies in Numba; imported only when one has to be compiled."""
+"""Kernel bodies for LLVM; imported only when one has to be compiled."""
