@@ -1,0 +1,114 @@
+"""What a KVStore becomes, and that the Redis it starts is the one that is described."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spillway.api.resources import Condition, KVStore
+from spillway.operator.desired.conditions import Finding, conditions
+from spillway.operator.desired.kv_store import RedisImage, objects, secret, url_secret
+
+PASSWORD = "not-a-secret-in-a-test"
+IMAGE = RedisImage("redis:8")
+
+
+def store(**spec: Any) -> KVStore:
+    metadata = {"name": "blocks", "namespace": "team", "uid": "u-1", "resourceVersion": "7"}
+    return KVStore.read({"metadata": metadata, "spec": spec})
+
+
+def test_an_external_store_needs_nothing_but_its_secret() -> None:
+    external = store(external={"urlSecret": {"name": "redis", "key": "address"}})
+    assert objects(external, IMAGE) == []
+    assert url_secret(external) == ("redis", "address")
+
+
+def test_agents_find_a_managed_store_through_its_secret() -> None:
+    managed = store(managed={})
+    made = secret(managed, PASSWORD)
+    assert (made["metadata"]["name"], "url") == url_secret(managed)
+    service = objects(managed, IMAGE)[0]
+    host = f"{service['metadata']['name']}.{service['metadata']['namespace']}.svc"
+    assert made["stringData"]["url"] == f"redis://:{PASSWORD}@{host}:{service['spec']['ports'][0]['port']}/0"
+
+
+@pytest.mark.parametrize("spec", [{}, {"storage": "1Gi"}, {"storage": "1Gi", "storageClassName": "fast"}])
+def test_every_mount_has_its_volume_and_every_object_its_owner(spec: dict[str, str]) -> None:
+    made = objects(store(managed=spec), IMAGE)
+    stateful = made[1]["spec"]
+    pod = stateful["template"]["spec"]
+    volumes = {each["name"] for each in pod["volumes"]}
+    claims = stateful.get("volumeClaimTemplates", [])
+    assert {each["name"] for each in pod["containers"][0]["volumeMounts"]} == volumes | {
+        each["metadata"]["name"] for each in claims
+    }
+    assert [each["spec"].get("storageClassName") for each in claims] == [spec.get("storageClassName")] * len(claims)
+    assert bool(claims) == ("storage" in spec)
+    assert (
+        stateful["selector"]["matchLabels"] == stateful["template"]["metadata"]["labels"] == made[0]["spec"]["selector"]
+    )
+    assert {each["metadata"]["ownerReferences"][0]["uid"] for each in made} == {"u-1"}
+
+
+def test_the_password_stands_in_the_secret_alone() -> None:
+    managed = store(managed={})
+    assert PASSWORD not in json.dumps(objects(managed, IMAGE))
+
+
+@pytest.mark.skipif(shutil.which("redis-server") is None, reason="needs redis-server on PATH")
+@pytest.mark.parametrize("spec", [{"memory": "64Mi"}, {"memory": "64Mi", "storage": "1Gi"}])
+def test_the_container_s_command_starts_that_redis(tmp_path: Path, spec: dict[str, str]) -> None:
+    container = objects(store(managed=spec), IMAGE)[1]["spec"]["template"]["spec"]["containers"][0]
+    (tmp_path / "password").write_text(PASSWORD)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    settings = container["env"][0]["value"].replace("port 6379", f"port {port}").replace("dir /data", f"dir {tmp_path}")
+    command = container["command"][2].replace("/secret/", f"{tmp_path}/").replace("/run/redis/", f"{tmp_path}/")
+    environment = {"PATH": os.environ["PATH"], "SETTINGS": settings}
+    with (tmp_path / "log").open("wb") as log:
+        server = subprocess.Popen(["sh", "-c", command], env=environment, stdout=log, stderr=log)
+
+    def ask(*words: str, password: str = PASSWORD) -> str:
+        client = ["redis-cli", "-p", str(port), *words]
+        return subprocess.run(
+            client, env={**environment, "REDISCLI_AUTH": password}, capture_output=True, text=True, check=False
+        ).stdout.strip()
+
+    try:
+        give_up = time.monotonic() + 60
+        while ask("ping") != "PONG":
+            assert time.monotonic() < give_up, (tmp_path / "log").read_text()
+            time.sleep(0.05)
+        assert "maxmemory\n67108864" in ask("config", "get", "maxmemory")
+        assert ask("config", "get", "appendonly").endswith("yes" if "storage" in spec else "no")
+        assert "NOAUTH" in ask("ping", password="")
+        server.terminate()  # what the kubelet sends must reach Redis itself
+        assert server.wait(60) == 0
+    finally:
+        server.kill()
+        server.wait(60)
+
+
+def test_saying_the_same_again_changes_nothing() -> None:
+    finding = Finding("Ready", False, "Waiting", "needs 1 GPU and 4 GiB on one node; the largest free is no GPU (a)")
+    first = conditions([finding], (), 1, "2026-01-01T00:00:00Z")
+    assert conditions([finding], first, 1, "2026-01-01T00:05:00Z") == first
+    changed = conditions([Finding("Ready", True, "Ready", "")], first, 1, "2026-01-01T00:06:00Z")
+    assert changed == (
+        Condition(
+            type="Ready",
+            status="True",
+            reason="Ready",
+            last_transition_time="2026-01-01T00:06:00Z",
+            observed_generation=1,
+        ),
+    )
