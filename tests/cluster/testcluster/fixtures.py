@@ -1,0 +1,39 @@
+"""The pytest plugin: `control_plane`, one for the session, whose programs are built before any test's clock runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from testcluster import programs
+from testcluster.control_plane import ControlPlane
+from testcluster.errors import CannotRunHere
+from testcluster.ground import Ground
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """A first build takes minutes: not on the time of the test that happens to come first."""
+    if session.config.option.collectonly:
+        return
+    if any("control_plane" in getattr(item, "fixturenames", ()) for item in session.items):
+        try:
+            programs.ensure(programs.CONTROL_PLANE)
+        except CannotRunHere:
+            return  # the fixture skips with the reason
+
+
+@pytest.fixture(scope="session")
+def control_plane() -> Iterator[ControlPlane]:
+    """A real control plane without nodes, shared by the session: make a namespace of your own in it."""
+    try:
+        folder = programs.ensure(programs.CONTROL_PLANE)
+    except CannotRunHere as reason:
+        pytest.skip(str(reason))
+    ground = Ground.open()
+    try:
+        plane = ControlPlane(folder, ground)
+        plane.start()
+        yield plane
+    finally:
+        ground.close()

@@ -1,0 +1,6 @@
+//go:build tools
+
+// Package tools names the command that go.mod pins.
+package tools
+
+import _ "go.etcd.io/etcd/server/v3"
