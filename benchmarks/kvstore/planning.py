@@ -11,8 +11,9 @@ random order as from a queue.
 A device pool is simulated (LRU, a given share of the job's different blocks); what it lacks is asked of a real
 `BlockStore` with a host tier of a given size, and what leaves it is put there, the blocks of generated tokens included,
 which no plan knows. So the sequence of requests is the same for all policies. A block counts as a hit if the store
-delivers it and all blocks of the line before it. ``optimum`` is Belady's rule with bypass on that very sequence, each
-block on its own, and exclusive: no policy can have more hits.
+delivers it and all blocks of the line before it. ``belady`` is Belady's rule with bypass on that very sequence, knowing
+every lookup to come and not just the plan, exclusive, of one line the shallowest blocks first, and with hits counted in
+the same way. ``bound`` counts all that it holds at a lookup, each block on its own: no policy can have more.
 """
 
 from __future__ import annotations
@@ -118,36 +119,46 @@ def replay(trace: Trace, config: StoreConfig, *, planned: bool) -> tuple[int, in
     return hits, written
 
 
-def optimum(trace: Trace, slots: int) -> int:
-    """Hits of Belady's rule (1966) with bypass: keep the blocks whose next lookup comes first."""
+@dataclass(frozen=True)
+class Optimum:
+    """Hits of Belady's rule: with every held block counted, and with those only that follow no missing one."""
+
+    each: int
+    prefixes: int
+
+
+def optimum(trace: Trace, slots: int) -> Optimum:
+    """Belady's rule (1966) with bypass: keep the blocks whose next lookup comes first, of one line the shallowest."""
     next_lookup: dict[BlockHash, list[int]] = {}
     for number, chain in enumerate(trace.lookups):
         for block in chain:
             next_lookup.setdefault(block, []).append(number)
     for times in next_lookup.values():
         times.reverse()
-    held: dict[BlockHash, int] = {}
-    furthest: list[tuple[int, BlockHash]] = []
-    hits = 0
+    held: dict[BlockHash, tuple[int, int]] = {}
+    furthest: list[tuple[int, int, BlockHash]] = []
+    each = prefixes = 0
 
     def keep(block: BlockHash) -> None:
         times = next_lookup.get(block)
-        held[block] = times[-1] if times else NEVER
-        heapq.heappush(furthest, (-held[block], block))
+        held[block] = (times[-1] if times else NEVER, trace.plan.depth(block))
+        heapq.heappush(furthest, (-held[block][0], -held[block][1], block))
         while len(held) > slots:
-            key, coldest = heapq.heappop(furthest)
-            if held.get(coldest) == -key:
+            line, depth, coldest = heapq.heappop(furthest)
+            if held.get(coldest) == (-line, -depth):
                 del held[coldest]
 
     for lookups, puts in zip(trace.lookups, trace.puts, strict=True):
+        unbroken = True
         for block in lookups:
             next_lookup[block].pop()
-            if block in held:
-                hits += 1
-                del held[block]  # the device has it now, and puts it again before it can be asked for again
+            hit = held.pop(block, None) is not None  # the device has it now, and puts it before it asks again
+            unbroken = unbroken and hit
+            each += hit
+            prefixes += unbroken
         for block in puts:
             keep(block)
-    return hits
+    return Optimum(each, prefixes)
 
 
 def rows() -> Iterator[dict[str, object]]:
@@ -185,9 +196,10 @@ def rows() -> Iterator[dict[str, object]]:
                 "lru": lru / reachable if reachable else None,
                 "arc": arc / reachable if reachable else None,
                 "planned": planned / reachable if reachable else None,
-                "optimum": best / reachable if reachable else None,
-                "of optimum": planned / best if best else None,
-                "lru of optimum": lru / best if best else None,
+                "belady": best.prefixes / reachable if reachable else None,
+                "of belady": planned / best.prefixes if best.prefixes else None,
+                "lru of belady": lru / best.prefixes if best.prefixes else None,
+                "bound": best.each / reachable if reachable else None,
                 "disk writes, lru": written[0],
                 "disk writes, planned": written[1],
             }

@@ -113,3 +113,14 @@ def test_without_a_plan_it_goes_by_recency(tmp_path: Path) -> None:
         assert not store.contains(name(0))
         store.advance(3)
         store.check()
+
+
+def test_what_the_device_gives_back_is_not_refused_for_its_own_copies(tmp_path: Path) -> None:
+    """Copies of what the device had leave for what is needed later, but not once the device has given them back."""
+    with BlockStore.open(store_config(tmp_path, host=4)) as store:
+        store.follow(plan((0, 1), (2, 3), (4,), (0, 1), (2, 3)))
+        put(store, 0, 1, 2, 3)
+        assert get(store, 0, 1, 2, 3) == [True] * 4
+        put(store, 4)
+        put(store, 0, 1)
+        assert [store.contains(name(number)) for number in (0, 1, 4)] == [True] * 3

@@ -68,7 +68,9 @@ class BlockStore:
         items = [(block, readable(buffer, self.config.block_bytes)) for block, buffer in blocks]
         deadline = time.monotonic() + self.config.deadlines.put_s
         if self._parts.uses.plan is not None:
-            self._parts.uses.returned(block for block, _ in items)
+            returned = [block for block, _ in items]
+            self._parts.uses.returned(returned)
+            self._rekey(returned)
         # Last block first: it is then the coldest, and a prefix is of use only from its beginning.
         kept = [self._put(block, raw, deadline) for block, raw in reversed(items)][::-1]
         self._puts += len(kept)
