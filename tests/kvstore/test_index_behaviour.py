@@ -1,21 +1,47 @@
-"""What every index does. A new index joins by one line in ``INDEXES``."""
+"""What every index does. A new index joins in ``index``."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from uuid import uuid4
 
 import pytest
-from kv_factories import name
+from kv_factories import IDENTITY, name
+from redis_servers import RedisServer, start_cluster
 
 from spillway.kvstore.index.base import BlockIndex
 from spillway.kvstore.index.memory import MemoryIndex
+from spillway.kvstore.index.redis import RedisIndex
+from spillway.kvstore.index.redis_client import RedisConfig
 
-INDEXES: dict[str, Callable[[], BlockIndex]] = {"memory": MemoryIndex}
+INDEXES = ("memory", "redis", "redis-cluster")
 CHAIN = [name(number) for number in range(8)]
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server.url
+    server.kill()
+
+
+@pytest.fixture(scope="session")
+def cluster_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    servers = start_cluster(tmp_path_factory.mktemp("cluster"))
+    yield servers[0].url
+    for server in servers:
+        server.kill()
 
 
 @pytest.fixture(params=INDEXES)
 def index(request: pytest.FixtureRequest) -> Iterator[BlockIndex]:
-    made = INDEXES[request.param]()
+    made: BlockIndex
+    if request.param == "memory":
+        made = MemoryIndex()
+    else:
+        cluster = request.param == "redis-cluster"
+        url = request.getfixturevalue("cluster_url" if cluster else "redis_url")
+        made = RedisIndex(RedisConfig(url, "node-a", cluster=cluster, prefix=uuid4().hex), IDENTITY.digest())
     yield made
     made.close()
 

@@ -1,0 +1,163 @@
+"""The index that nodes share, in Redis: what this node has is known here at once, what others have by asking."""
+
+from __future__ import annotations
+
+import struct
+import threading
+import time
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from ..identity import BlockHash
+from .base import PEER, BlockIndex, Location
+from .memory import MemoryIndex
+from .redis_client import RedisCalls, RedisConfig
+from .redis_scripts import LOOK_UP, Keys
+from .redis_writer import Writer
+
+_PLACE = struct.Struct(">III")
+_Places = tuple[Location, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class IndexStats:
+    """The shared part. ``calls``: by outcome. ``near``: answers from here, by hit and miss. ``writer``: what became of
+    changes: written, dropped, resyncs, fenced, cleaned. ``generation``: of this node's lease, 0 without one."""
+
+    calls: dict[str, int]
+    near: dict[str, int]
+    writer: dict[str, int]
+    queued_changes: int
+    generation: int
+    breaker: str
+    breaker_trips: int
+
+
+class RedisIndex(BlockIndex):
+    """Own tiers in memory, other nodes' in Redis. With Redis away own blocks are found as ever, others are misses."""
+
+    def __init__(self, config: RedisConfig, identity: bytes, tiers: Sequence[str] = ("host", "disk")) -> None:
+        """``identity``: digest of the blocks' identity, a namespace of its own. ``tiers``: those that others may use.
+
+        Does not wait for Redis. Raises `ConfigError`.
+        """
+        self._config = config
+        self._own = MemoryIndex(tiers)
+        self._tiers = tuple(tiers)
+        self._keys = Keys(config.prefix, identity.hex()[:32], config.buckets)
+        self._calls = RedisCalls(config)
+        self._near: dict[BlockHash, tuple[float, _Places]] = {}
+        self._near_lock = threading.Lock()
+        self._near_counts: Counter[str] = Counter()
+        self._writer = Writer(config, self._keys, self._calls, self._own, self._tiers)
+
+    def publish(self, tier: str, blocks: Sequence[BlockHash]) -> None:
+        """See `BlockIndex.publish`."""
+        self._own.publish(tier, blocks)
+        if tier in self._tiers:
+            self._writer.changed(blocks)
+
+    def withdraw(self, tier: str, blocks: Sequence[BlockHash]) -> None:
+        """See `BlockIndex.withdraw`."""
+        self._own.withdraw(tier, blocks)
+        if tier in self._tiers:
+            self._writer.changed(blocks)
+
+    def locate(self, block: BlockHash) -> tuple[Location, ...]:
+        """See `BlockIndex.locate`."""
+        return self._own.locate(block) + self._elsewhere([block]).get(block, ())
+
+    def longest_prefix(self, blocks: Sequence[BlockHash], among: Collection[str]) -> int:
+        """See `BlockIndex.longest_prefix`. One round trip at most, and none if all blocks are here."""
+        if PEER not in among:
+            return self._own.longest_prefix(blocks, among)
+        absent = [position for position, block in enumerate(blocks) if not self._own.longest_prefix((block,), among)]
+        found = self._elsewhere([blocks[position] for position in absent])
+        return next((position for position in absent if not found.get(blocks[position])), len(blocks))
+
+    def snapshot(self, tier: str) -> frozenset[BlockHash]:
+        """See `BlockIndex.snapshot`."""
+        return self._own.snapshot(tier)
+
+    def settle(self, timeout_s: float) -> bool:
+        """Wait until Redis has all that this node has; False after ``timeout_s``."""
+        return self._writer.settle(time.monotonic() + timeout_s)
+
+    def stats(self) -> IndexStats:
+        """Counters."""
+        breaker = self._calls.breaker
+        return IndexStats(
+            calls=dict(self._calls.outcomes),
+            near=dict(self._near_counts),
+            writer=dict(self._writer.counts),
+            queued_changes=self._writer.queued,
+            generation=self._writer.generation,
+            breaker=breaker.state,
+            breaker_trips=breaker.trips,
+        )
+
+    def close(self) -> None:
+        """See `BlockIndex.close`."""
+        self._writer.close()
+        self._calls.close()
+        self._own.close()
+
+    def _elsewhere(self, blocks: Sequence[BlockHash]) -> dict[BlockHash, _Places]:
+        """Places of leading ``blocks`` on other nodes, up to the first that is on none."""
+        now = time.monotonic()
+        known: dict[BlockHash, _Places] = {}
+        start = len(blocks)
+        for position, block in enumerate(blocks):
+            ends, places = self._near.get(block, (0.0, ()))
+            if ends <= now:
+                start = position
+                break
+            known[block] = places
+            if not places:
+                self._tally("hits", position + 1)
+                return known
+        self._tally("hits", start)
+        rest = blocks[start:]
+        if not rest:
+            return known
+        self._tally("misses", len(rest))
+        answer = self._look_up(rest)
+        if answer is not None:
+            fresh = dict(zip(rest, [*answer, ()], strict=False))
+            known |= fresh
+            self._remember(fresh)
+        return known
+
+    def _look_up(self, blocks: Sequence[BlockHash]) -> list[_Places] | None:
+        keys = [self._keys.of("leases"), *(self._keys.of("b", self._keys.bucket(block)) for block in blocks)]
+        answer = self._calls.script(LOOK_UP, keys, [self._writer.number, *blocks])
+        if answer is None:
+            return None
+        found, alive = answer
+        nodes = {int(alive[i]): alive[i + 1].decode().split("|") for i in range(0, len(alive), 2)}
+        return [self._places(entry, nodes) for entry in found]
+
+    def _places(self, entry: bytes, nodes: dict[int, list[str]]) -> _Places:
+        places = []
+        for number, generation, bits in _PLACE.iter_unpack(entry):
+            _, _, _, node, address, tiers = nodes[number]
+            if node != self._config.node:
+                places += [
+                    Location(tier, node, generation, address)
+                    for position, tier in enumerate(tiers.split(","))
+                    if bits >> position & 1
+                ]
+        return tuple(places)
+
+    def _remember(self, fresh: dict[BlockHash, _Places]) -> None:
+        ends = time.monotonic() + self._config.near_s
+        with self._near_lock:
+            if len(self._near) + len(fresh) > self._config.near_blocks:
+                self._near = {}
+            for block, places in list(fresh.items())[: self._config.near_blocks]:
+                self._near[block] = (ends, places)
+
+    def _tally(self, what: str, count: int) -> None:
+        with self._near_lock:
+            self._near_counts[what] += count
