@@ -1,4 +1,4 @@
-"""The door: `spillway run`, `spillway size`. Heavy imports wait until a command needs them."""
+"""The door: `spillway run`, `spillway size`, `spillway serve`. Heavy imports wait until a command needs them."""
 
 from __future__ import annotations
 
@@ -162,6 +162,38 @@ def size(
     from spillway.cli.size import find_model, print_sizes
 
     print_sizes(find_model(model), gpu or [], dtype.value if dtype else None, as_json=json)
+
+
+@app.command()
+def serve(
+    jobs_dir: Annotated[Path, typer.Option(help="Where jobs and their results are kept.")],
+    listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where gRPC is served.")] = "127.0.0.1:7400",
+    tokens: Annotated[
+        Path | None, typer.Option(help="Who may call: a line per token, SHA256 TENANT client|agent.")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option(help="Let in only clients with a certificate of this authority, PEM.")
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Serve other machines even without tokens and TLS.")
+    ] = False,
+    max_input: Annotated[
+        int | None, typer.Option(parser=parse_size, metavar="SIZE", help="The largest input of a job. Default: 64GiB.")
+    ] = None,
+) -> None:
+    """Serve batch jobs over gRPC until SIGTERM.
+
+    Clients submit files of requests, agents lease their lines. Everything is in JOBS_DIR: killed and started again, it
+    goes on where it was.
+    """
+    from spillway.cli.serve import ServeOptions
+    from spillway.cli.serve import serve as serve_jobs
+    from spillway.gateway.service.coordinator import ServiceConfig
+
+    config = ServiceConfig(jobs_dir) if max_input is None else ServiceConfig(jobs_dir, max_input_bytes=max_input)
+    serve_jobs(ServeOptions(config, listen, tokens, tls_cert, tls_key, tls_client_ca, insecure))
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from spillway.api.batch.v1 import batch_pb2, batch_pb2_grpc
 from spillway.gateway.service.convert import job_id, job_message, job_request
 from spillway.gateway.service.coordinator import Coordinator
 from spillway.gateway.service.errors import ConflictError, InvalidError, NotFoundError, Reason
+from spillway.gateway.service.refusals import tenant
 from spillway.gateway.service.served import ServedJob
 from spillway.gateway.service.spec import JobRequest, Wish
 from spillway.gateway.service.store import Upload
@@ -38,24 +39,24 @@ class BatchServicer(batch_pb2_grpc.BatchServiceServicer):
         upload = self._coordinator.upload()
         try:
             request = await _receive(request_iterator, upload)
-            return self._message(await self._coordinator.submit(request, upload))
+            return self._message(await self._coordinator.submit(tenant(), request, upload))
         finally:
             upload.close()
 
     async def GetJob(self, request: batch_pb2.GetJobRequest, context: Context) -> batch_pb2.Job:
-        return self._message(self._coordinator.get(job_id(request.name)))
+        return self._message(self._coordinator.get(job_id(request.name), tenant()))
 
     async def ListJobs(self, request: batch_pb2.ListJobsRequest, context: Context) -> batch_pb2.ListJobsResponse:
         if request.page_size < 0:
             raise InvalidError("page_size must not be negative")
         size = min(request.page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
-        jobs, following = self._coordinator.page(size, request.page_token)
+        jobs, following = self._coordinator.page(tenant(), size, request.page_token)
         return batch_pb2.ListJobsResponse(jobs=map(self._message, jobs), next_page_token=following)
 
     async def WatchJob(
         self, request: batch_pb2.WatchJobRequest, context: Context
     ) -> AsyncIterator[batch_pb2.WatchJobResponse]:
-        job = self._coordinator.get(job_id(request.name))
+        job = self._coordinator.get(job_id(request.name), tenant())
         while True:
             changed = job.changed
             message = self._message(job)
@@ -70,7 +71,7 @@ class BatchServicer(batch_pb2_grpc.BatchServiceServicer):
     async def StreamResults(
         self, request: batch_pb2.StreamResultsRequest, context: Context
     ) -> AsyncIterator[batch_pb2.StreamResultsResponse]:
-        job = self._coordinator.get(job_id(request.name))
+        job = self._coordinator.get(job_id(request.name), tenant())
         cursor = request.cursor
         while True:
             changed, final = job.changed, job.state.final
@@ -88,7 +89,7 @@ class BatchServicer(batch_pb2_grpc.BatchServiceServicer):
     async def ReadFile(
         self, request: batch_pb2.ReadFileRequest, context: Context
     ) -> AsyncIterator[batch_pb2.ReadFileResponse]:
-        job = self._coordinator.get(job_id(request.name))
+        job = self._coordinator.get(job_id(request.name), tenant())
         if not job.state.final:
             raise ConflictError(Reason.JOB_NOT_FINAL, f"{request.name} is {job.state.name.lower()}", "Watch it first.")
         if request.file not in (batch_pb2.ReadFileRequest.OUTPUT, batch_pb2.ReadFileRequest.ERRORS):
@@ -105,16 +106,16 @@ class BatchServicer(batch_pb2_grpc.BatchServiceServicer):
                 yield batch_pb2.ReadFileResponse(data=data)
 
     async def CancelJob(self, request: batch_pb2.CancelJobRequest, context: Context) -> batch_pb2.Job:
-        return self._message(self._coordinator.wish(job_id(request.name), Wish.CANCEL))
+        return self._message(self._coordinator.wish(tenant(), job_id(request.name), Wish.CANCEL))
 
     async def PauseJob(self, request: batch_pb2.PauseJobRequest, context: Context) -> batch_pb2.Job:
-        return self._message(self._coordinator.wish(job_id(request.name), Wish.PAUSE))
+        return self._message(self._coordinator.wish(tenant(), job_id(request.name), Wish.PAUSE))
 
     async def ResumeJob(self, request: batch_pb2.ResumeJobRequest, context: Context) -> batch_pb2.Job:
-        return self._message(self._coordinator.wish(job_id(request.name), Wish.RUN))
+        return self._message(self._coordinator.wish(tenant(), job_id(request.name), Wish.RUN))
 
     async def DeleteJob(self, request: batch_pb2.DeleteJobRequest, context: Context) -> Empty:
-        await self._coordinator.delete(job_id(request.name))
+        await self._coordinator.delete(tenant(), job_id(request.name))
         return Empty()
 
     def _message(self, job: ServedJob) -> batch_pb2.Job:

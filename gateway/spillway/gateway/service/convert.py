@@ -14,11 +14,13 @@ from spillway.gateway.service.coordinator import Coordinator
 from spillway.gateway.service.errors import (
     AlreadyExistsError,
     ConflictError,
+    ForbiddenError,
     InvalidError,
     NotFoundError,
     Reason,
     ResourceError,
     ServiceError,
+    UnauthenticatedError,
 )
 from spillway.gateway.service.served import ServedJob, State
 from spillway.gateway.service.spec import JobRequest
@@ -31,6 +33,8 @@ _CODES = {
     ConflictError: code_pb2.FAILED_PRECONDITION,
     AlreadyExistsError: code_pb2.ALREADY_EXISTS,
     ResourceError: code_pb2.UNAVAILABLE,
+    UnauthenticatedError: code_pb2.UNAUTHENTICATED,
+    ForbiddenError: code_pb2.PERMISSION_DENIED,
 }
 _STATES = {state: batch_pb2.Job.State.Value(state.name) for state in State}
 

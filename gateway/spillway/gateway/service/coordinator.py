@@ -57,7 +57,7 @@ class Coordinator:
         self.config = config
         self._store = JobStore(config.data)
         self._jobs: dict[str, ServedJob] = {}
-        self._by_request_id: dict[str, str] = {}
+        self._by_request_id: dict[tuple[str, str], str] = {}  # by tenant and request_id
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._ticker: asyncio.Task[None] | None = None
         self._work = asyncio.Event()  # set when there may be new lines to lease; a new one takes its place
@@ -87,45 +87,47 @@ class Coordinator:
         """Begins an upload; to be closed, whatever comes of it."""
         return self._store.upload(self.config.max_input_bytes)
 
-    async def submit(self, request: JobRequest, upload: Upload) -> ServedJob:
+    async def submit(self, tenant: str, request: JobRequest, upload: Upload) -> ServedJob:
         """Makes a job of a finished upload, or finds the one that an earlier attempt made of the same.
 
         Raises InvalidError, AlreadyExistsError if the request_id was used for something else, ResourceError.
         """
         request.check()
         await asyncio.to_thread(upload.finish)
-        spec = JobSpec(upload.id, request, upload.sha256, upload.size_bytes, time.time())
-        known = self._by_request_id.get(request.request_id) if request.request_id else None
+        spec = JobSpec(upload.id, request, upload.sha256, upload.size_bytes, time.time(), tenant)
+        known = self._by_request_id.get((tenant, request.request_id)) if request.request_id else None
         if known is not None:
             return self._same(self._jobs[known], spec)
         self._store.adopt(upload, spec)
         return self._serve(spec)
 
-    def get(self, job_id: str) -> ServedJob:
-        """Raises NotFoundError."""
-        if job_id not in self._jobs:
+    def get(self, job_id: str, tenant: str | None = None) -> ServedJob:
+        """A job of a tenant; of any if it is None. Raises NotFoundError: another tenant's job does not exist."""
+        job = self._jobs.get(job_id)
+        if job is None or tenant not in (None, job.spec.tenant):
             raise NotFoundError(Reason.JOB_NOT_FOUND, f"there is no job {job_id[:100]}")
-        return self._jobs[job_id]
+        return job
 
-    def page(self, size: int, before: str) -> tuple[list[ServedJob], str]:
-        """Jobs, newest first, older than the id `before` (empty: from the newest on); and `before` of the next page."""
-        ids = sorted((job_id for job_id in self._jobs if not before or job_id < before), reverse=True)
+    def page(self, tenant: str, size: int, before: str) -> tuple[list[ServedJob], str]:
+        """A tenant's jobs, newest first, older than the id `before` (empty: all); and `before` of the next page."""
+        mine = (job_id for job_id, job in self._jobs.items() if job.spec.tenant == tenant)
+        ids = sorted((job_id for job_id in mine if not before or job_id < before), reverse=True)
         return [self._jobs[job_id] for job_id in ids[:size]], ids[size - 1] if len(ids) > size else ""
 
-    def wish(self, job_id: str, wish: Wish) -> ServedJob:
+    def wish(self, tenant: str, job_id: str, wish: Wish) -> ServedJob:
         """Cancels, pauses or resumes. Cancelling what is cancelled or over is no error."""
-        job = self.get(job_id)
+        job = self.get(job_id, tenant)
         if not (wish is Wish.CANCEL and (job.state.final or job.state is State.FINALIZING)):
             job.wish(wish)
         return job
 
-    async def delete(self, job_id: str) -> None:
+    async def delete(self, tenant: str, job_id: str) -> None:
         """Removes a job that has ended. Raises NotFoundError, ConflictError."""
-        job = self.get(job_id)
+        job = self.get(job_id, tenant)
         if not job.state.final:
             raise ConflictError(Reason.JOB_NOT_FINAL, f"job {job_id} is {job.state.name.lower()}", "Cancel it first.")
         del self._jobs[job_id]
-        self._by_request_id.pop(job.spec.request.request_id, None)
+        self._by_request_id.pop((job.spec.tenant, job.spec.request.request_id), None)
         job.touch()
         await asyncio.to_thread(self._store.delete, job_id)
 
@@ -182,7 +184,7 @@ class Coordinator:
         job = ServedJob(spec, folder, self.config.leases, self._announce_work)
         self._jobs[spec.id] = job
         if spec.request.request_id:
-            self._by_request_id[spec.request.request_id] = spec.id
+            self._by_request_id[spec.tenant, spec.request.request_id] = spec.id
         if spec.outcome is None:
             task = asyncio.create_task(job.live(), name=f"spillway-job-{spec.id}")
             self._tasks[spec.id] = task

@@ -18,6 +18,8 @@ class Reason(StrEnum):
     REQUEST_ID_REUSED = "REQUEST_ID_REUSED"
     INPUT_TOO_LARGE = "INPUT_TOO_LARGE"
     BAD_RESULT = "BAD_RESULT"
+    UNAUTHENTICATED = "UNAUTHENTICATED"
+    FORBIDDEN = "FORBIDDEN"
     STORAGE = "STORAGE"
 
 
@@ -50,3 +52,17 @@ class AlreadyExistsError(ServiceError):
 
 class ResourceError(ServiceError):
     """A limit or the disk stands in the way."""
+
+
+class UnauthenticatedError(ServiceError):
+    """The caller did not say who it is, or not in a way that can be believed."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(Reason.UNAUTHENTICATED, message, hint)
+
+
+class ForbiddenError(ServiceError):
+    """The caller is known, and may not do this."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(Reason.FORBIDDEN, message, hint)

@@ -5,20 +5,33 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
 
+from spillway.gateway.service.access import Access, Caller, Kind
 from spillway.gateway.service.convert import status
 from spillway.gateway.service.errors import InvalidError, ServiceError
 
 log = logging.getLogger(__name__)
 _OURS = "/spillway."
+_KINDS = {"spillway.batch.v1.BatchService": Kind.CLIENT, "spillway.worker.v1.WorkerService": Kind.AGENT}
+_caller: ContextVar[Caller] = ContextVar("caller")  # set for each call before it reaches its servicer
+
+
+def tenant() -> str:
+    """The tenant of the call that is being answered."""
+    return _caller.get().tenant
 
 
 class RefusalInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps every call of our services."""
+    """Wraps every call of our services: lets in whom `access` knows, for what its kind of caller may do."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
 
     async def intercept_service(
         self,
@@ -30,12 +43,28 @@ class RefusalInterceptor(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         if handler is None or not method.startswith(_OURS):
             return handler
+        metadata = dict(handler_call_details.invocation_metadata or ())
+        entry = _Entry(self._access, method, metadata.get("authorization"))
         codec = _forgiving(handler.request_deserializer), handler.response_serializer
         if handler.unary_unary is not None:
-            return grpc.unary_unary_rpc_method_handler(_answering(handler.unary_unary, method), *codec)
+            return grpc.unary_unary_rpc_method_handler(_answering(handler.unary_unary, entry), *codec)
         if handler.stream_unary is not None:
-            return grpc.stream_unary_rpc_method_handler(_answering(handler.stream_unary, method), *codec)
-        return grpc.unary_stream_rpc_method_handler(_streaming(handler.unary_stream, method), *codec)
+            return grpc.stream_unary_rpc_method_handler(_answering(handler.stream_unary, entry), *codec)
+        return grpc.unary_stream_rpc_method_handler(_streaming(handler.unary_stream, entry), *codec)
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    access: Access
+    method: str
+    authorization: str | bytes | None
+
+    def check(self) -> None:
+        """Raises UnauthenticatedError, ForbiddenError."""
+        header = self.authorization
+        caller = self.access.caller(header if isinstance(header, str) else None)
+        caller.need(_KINDS[self.method.split("/")[1]])
+        _caller.set(caller)
 
 
 class _Undecodable:
@@ -63,18 +92,18 @@ async def _decoded_each(messages: AsyncIterable[Any]) -> AsyncIterator[Any]:
         yield _decoded(message)
 
 
-def _answering(call: Any, method: str) -> Any:
+def _answering(call: Any, entry: _Entry) -> Any:
     async def answer(request: Any, context: Any) -> Any:
-        async with _refusing(context, method):
+        async with _refusing(context, entry):
             streamed = isinstance(request, AsyncIterable)
             return await call(_decoded_each(request) if streamed else _decoded(request), context)
 
     return answer
 
 
-def _streaming(call: Any, method: str) -> Any:
+def _streaming(call: Any, entry: _Entry) -> Any:
     async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-        async with _refusing(context, method), contextlib.aclosing(call(_decoded(request), context)) as answers:
+        async with _refusing(context, entry), contextlib.aclosing(call(_decoded(request), context)) as answers:
             async for answer in answers:
                 yield answer
 
@@ -82,11 +111,12 @@ def _streaming(call: Any, method: str) -> Any:
 
 
 @contextlib.asynccontextmanager
-async def _refusing(context: Any, method: str) -> AsyncIterator[None]:
+async def _refusing(context: Any, entry: _Entry) -> AsyncIterator[None]:
     try:
+        entry.check()
         yield
     except ServiceError as error:
         await context.abort_with_status(status(error))
     except Exception:
-        log.exception("%s failed by a defect of the gateway", method)
+        log.exception("%s failed by a defect of the gateway", entry.method)
         await context.abort(grpc.StatusCode.INTERNAL, "a defect of the gateway; its log says more")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -11,6 +13,7 @@ from grpc_reflection.v1alpha import reflection
 
 from spillway.api.batch.v1 import batch_pb2, batch_pb2_grpc
 from spillway.api.worker.v1 import worker_pb2, worker_pb2_grpc
+from spillway.gateway.service.access import Access
 from spillway.gateway.service.batch_servicer import BatchServicer
 from spillway.gateway.service.coordinator import Coordinator, ServiceConfig
 from spillway.gateway.service.refusals import RefusalInterceptor
@@ -24,6 +27,21 @@ _SERVICES = tuple(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Files in PEM. With `client_ca`, only clients with a certificate of that authority get in."""
+
+    certificate: Path
+    key: Path
+    client_ca: Path | None = None
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """Raises OSError if a file cannot be read."""
+        authority = None if self.client_ca is None else self.client_ca.read_bytes()
+        pair = (self.key.read_bytes(), self.certificate.read_bytes())
+        return grpc.ssl_server_credentials([pair], authority, require_client_auth=authority is not None)
+
+
 class Gateway:
     """A running gateway. Made by `gateway`; `port` is the one it listens on."""
 
@@ -32,15 +50,17 @@ class Gateway:
 
 
 @contextlib.asynccontextmanager
-async def gateway(config: ServiceConfig, address: str) -> AsyncIterator[Gateway]:
+async def gateway(
+    config: ServiceConfig, address: str, access: Access | None = None, tls: Tls | None = None
+) -> AsyncIterator[Gateway]:
     """Serves on "host:port" (port 0: any free one) until the block ends; then finishes calls for up to a second.
 
-    Plain text, no tokens: for loopback and trusted networks only. Raises JobError if the data directory cannot be used,
-    OSError if the address cannot.
+    Without `access` and `tls` it asks for no tokens and speaks plain text: for loopback only. Raises JobError if the
+    data directory cannot be used, OSError if the address or a file of `tls` cannot.
     """
     coordinator = Coordinator(config)
     server = grpc.aio.server(
-        interceptors=[RefusalInterceptor()],
+        interceptors=[RefusalInterceptor(access or Access())],
         options=[("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.so_reuseport", 0)],
     )
     batch_pb2_grpc.add_BatchServiceServicer_to_server(BatchServicer(coordinator), server)
@@ -49,8 +69,8 @@ async def gateway(config: ServiceConfig, address: str) -> AsyncIterator[Gateway]
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     try:
-        port = server.add_insecure_port(address)
-    except RuntimeError as error:
+        port = server.add_insecure_port(address) if tls is None else server.add_secure_port(address, tls.credentials())
+    except (RuntimeError, OSError) as error:
         await coordinator.stop()
         raise OSError(f"cannot listen on {address}: {error}") from error
     await coordinator.start()

@@ -77,6 +77,7 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     input_sha256: str
     input_bytes: int
     created_s: float
+    tenant: str = "default"
     wish: Wish = Wish.RUN
     outcome: Outcome | None = None
 

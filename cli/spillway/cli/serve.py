@@ -1,0 +1,81 @@
+"""`spillway serve`: the batch service on this machine, until SIGTERM or SIGINT."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import signal
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from spillway.api.errors import SpillwayError
+from spillway.gateway.service.access import Access
+from spillway.gateway.service.coordinator import ServiceConfig
+from spillway.gateway.service.server import Tls, gateway
+
+
+class ServeError(SpillwayError):
+    """The service cannot be started as asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """What `spillway serve` was asked for. Addresses are "host:port"; port 0 means any free one."""
+
+    service: ServiceConfig
+    listen: str
+    tokens: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    insecure: bool = field(default=False)
+
+    def tls(self) -> Tls | None:
+        """Raises ServeError unless certificate and key are given together."""
+        if self.tls_cert is not None and self.tls_key is not None:
+            return Tls(self.tls_cert, self.tls_key, self.tls_client_ca)
+        if (self.tls_cert, self.tls_key, self.tls_client_ca) != (None, None, None):
+            raise ServeError("TLS takes a certificate and its key", "Give --tls-cert and --tls-key.")
+        return None
+
+    def check_exposure(self) -> None:
+        """Raises ServeError if others on the network could get in without a token, or listen in."""
+        safe = self.tls_cert is not None and self.tokens is not None
+        if not (safe or self.insecure or is_loopback(self.listen)):
+            raise ServeError(
+                f"{self.listen} can be reached from other machines, and needs tokens and TLS",
+                "Give --tokens, --tls-cert and --tls-key; or --insecure if the network keeps others out.",
+            )
+
+
+def is_loopback(address: str) -> bool:
+    """Whether "host:port" can be reached from this machine only. A name other than localhost counts as no."""
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def serve(options: ServeOptions) -> None:
+    """Serves until SIGTERM or SIGINT, then finishes what is under way. Raises ServeError, TokenFileError, JobError."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    options.check_exposure()
+    asyncio.run(_serve(options))
+
+
+async def _serve(options: ServeOptions) -> None:
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    access = Access() if options.tokens is None else Access.load(options.tokens)
+    try:
+        async with gateway(options.service, options.listen, access, options.tls()) as served:
+            host = options.listen.rpartition(":")[0]
+            print(f"spillway: serving on {host}:{served.port}", flush=True)
+            await stopped.wait()
+            print("spillway: stopping", flush=True)
+    except OSError as error:
+        raise ServeError(str(error)) from error
