@@ -1,10 +1,9 @@
-"""The door: `spillway run`, `spillway size`, `spillway serve`. Heavy imports wait until a command needs them."""
+"""The door: `spillway run`, `spillway agent`, `spillway size`. Heavy imports wait until a command needs them."""
 
 from __future__ import annotations
 
 import os
 import sys
-from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -17,25 +16,23 @@ os.environ.setdefault("NUMBA_THREADING_LAYER", "workqueue")
 import typer
 
 from spillway.api.errors import SpillwayError
-from spillway.cli.sizes import parse_size
+from spillway.cli.agent_command import agent
+from spillway.cli.options import (
+    BatchSizeOption,
+    BatchTokensOption,
+    BlockTokensOption,
+    Device,
+    DeviceKvOption,
+    DeviceOption,
+    DiskKvOption,
+    Dtype,
+    DtypeOption,
+    HostKvOption,
+    ModelOption,
+    SeedOption,
+)
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
-
-
-class Dtype(StrEnum):
-    """Element type of weights and KV."""
-
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
-
-
-class Device(StrEnum):
-    """Where the model runs."""
-
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
 
 
 def _show_version(value: bool) -> None:
@@ -55,7 +52,7 @@ def root(
 
 @app.command()
 def run(
-    model: Annotated[str, typer.Option(help="Checkpoint folder (safetensors) or Hugging Face hub id.")],
+    model: ModelOption,
     input: Annotated[Path, typer.Option(help="OpenAI Batch file: one JSON request per line.")],  # noqa: A002
     output: Annotated[
         Path, typer.Option(help="Where results go, in input order. Progress is kept in OUTPUT.spillway/.")
@@ -63,36 +60,11 @@ def run(
     errors: Annotated[
         Path | None, typer.Option(help="Where refused lines go. Default: OUTPUT with .errors before its ending.")
     ] = None,
-    dtype: Annotated[
-        Dtype | None, typer.Option(help="Element type of weights and KV. Default: float32 on CPU, bfloat16 on CUDA.")
-    ] = None,
-    device: Annotated[Device, typer.Option(help="Where to run.")] = Device.AUTO,
-    device_kv: Annotated[
-        int | None,
-        typer.Option(
-            parser=parse_size,
-            metavar="SIZE",
-            help="KV pool on the device, e.g. 512MiB. Default: a quarter of free memory, at most 4GiB; "
-            "on CUDA most of what is free.",
-        ),
-    ] = None,
-    host_kv: Annotated[
-        int | None,
-        typer.Option(
-            parser=parse_size,
-            metavar="SIZE",
-            help="Host memory that KV spills to; 0 for none. Default: a quarter of free memory, at most 4GiB; "
-            "half on CUDA.",
-        ),
-    ] = None,
-    disk_kv: Annotated[
-        int | None,
-        typer.Option(
-            parser=parse_size,
-            metavar="SIZE",
-            help="Disk space that KV spills to. Default: none, or 16GiB where --disk-dir is given.",
-        ),
-    ] = None,
+    dtype: DtypeOption = None,
+    device: DeviceOption = Device.AUTO,
+    device_kv: DeviceKvOption = None,
+    host_kv: HostKvOption = None,
+    disk_kv: DiskKvOption = None,
     disk_dir: Annotated[
         Path | None,
         typer.Option(
@@ -100,13 +72,10 @@ def run(
             "else it lies in the job's folder and goes with it."
         ),
     ] = None,
-    block_tokens: Annotated[int, typer.Option(min=1, max=256, help="Tokens in one KV block.")] = 16,
-    max_batch_tokens: Annotated[
-        int | None,
-        typer.Option(min=1, help="Tokens the model runs over in one step. Default: 512 on CPU, 8192 on CUDA."),
-    ] = None,
-    max_batch_size: Annotated[int, typer.Option(min=1, help="Sequences that run at once.")] = 256,
-    seed: Annotated[int, typer.Option(help="Seed of lines that sample without one of their own.")] = 0,
+    block_tokens: BlockTokensOption = 16,
+    max_batch_tokens: BatchTokensOption = None,
+    max_batch_size: BatchSizeOption = 256,
+    seed: SeedOption = 0,
     report: Annotated[Path | None, typer.Option(help="Write what happened, as JSON.")] = None,
     restart: Annotated[
         bool, typer.Option("--restart", help="Throw away what an earlier run of this job left, its output included.")
@@ -164,36 +133,7 @@ def size(
     print_sizes(find_model(model), gpu or [], dtype.value if dtype else None, as_json=json)
 
 
-@app.command()
-def serve(
-    jobs_dir: Annotated[Path, typer.Option(help="Where jobs and their results are kept.")],
-    listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where gRPC is served.")] = "127.0.0.1:7400",
-    tokens: Annotated[
-        Path | None, typer.Option(help="Who may call: a line per token, SHA256 TENANT client|agent.")
-    ] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
-    tls_client_ca: Annotated[
-        Path | None, typer.Option(help="Let in only clients with a certificate of this authority, PEM.")
-    ] = None,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="Serve other machines even without tokens and TLS.")
-    ] = False,
-    max_input: Annotated[
-        int | None, typer.Option(parser=parse_size, metavar="SIZE", help="The largest input of a job. Default: 64GiB.")
-    ] = None,
-) -> None:
-    """Serve batch jobs over gRPC until SIGTERM.
-
-    Clients submit files of requests, agents lease their lines. Everything is in JOBS_DIR: killed and started again, it
-    goes on where it was.
-    """
-    from spillway.cli.serve import ServeOptions
-    from spillway.cli.serve import serve as serve_jobs
-    from spillway.gateway.service.coordinator import ServiceConfig
-
-    config = ServiceConfig(jobs_dir) if max_input is None else ServiceConfig(jobs_dir, max_input_bytes=max_input)
-    serve_jobs(ServeOptions(config, listen, tokens, tls_cert, tls_key, tls_client_ca, insecure))
+app.command()(agent)
 
 
 def main() -> None:

@@ -12,42 +12,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-import psutil
 from rich.console import Console
 
 from spillway.cli.drive import Driver, Tally
+from spillway.cli.engine_options import EngineOptions, default_dtype, describe_tiers, engine_config
 from spillway.cli.progress import RunProgress
 from spillway.cli.report import LineCounts, RunReport
-from spillway.cli.sizes import format_size
 from spillway.gateway.job import Job
 from spillway.gateway.options import JobOptions
 from spillway.gateway.paths import JobPaths
 from spillway.node_agent.checkpoint import Checkpoint
 from spillway.node_agent.completion import LineTranslator
-from spillway.node_agent.load import EngineConfig, LoadedModel, load_engine, pick_device
+from spillway.node_agent.load import LoadedModel, load_engine
 
 EXIT_INTERRUPTED = 130
-DEFAULT_DISK_BYTES = 16 << 30
 KV_FOLDER = "kv"
 """In the job's folder: where KV on disk lies if the user named no directory."""
 
 
 @dataclass(frozen=True, slots=True)
-class RunOptions:
-    """What the user asked for; None where a default is to be found out on this machine."""
+class RunOptions(EngineOptions):
+    """What the user asked for."""
 
-    model: str
     paths: JobPaths
-    dtype: str | None
-    device: str
-    device_kv_bytes: int | None
-    host_kv_bytes: int | None
-    disk_kv_bytes: int | None
-    disk_dir: Path | None
-    block_tokens: int
-    max_batch_tokens: int | None
-    max_sequences: int
-    seed: int
     report: Path | None
     restart: bool
 
@@ -87,7 +74,7 @@ def run(options: RunOptions) -> int:
     """
     console = Console(stderr=True)
     checkpoint = Checkpoint.open(options.model)
-    dtype = options.dtype or _default_dtype(options.device)
+    dtype = options.dtype or default_dtype(options.device)
     digest = checkpoint.digest().hex()
     job_options = JobOptions(digest, dtype, options.seed, restart=options.restart)
     with Job.open(options.paths, job_options) as job:
@@ -113,10 +100,10 @@ def _run_job(options: RunOptions, checkpoint: Checkpoint, digest: str, dtype: st
     before, stop = job.counts(), StopSignal()
     with stop.installed():
         started = time.monotonic()
-        config = engine_config(options, dtype, job.paths.directory)
+        config = engine_config(options, dtype, job.paths.directory / KV_FOLDER)
         loaded = load_engine(checkpoint, digest, config)
         load_s = time.monotonic() - started
-        console.print(_describe(loaded, config))
+        console.print(f"spillway: {describe_tiers(loaded, config)}")
         started = time.monotonic()
         try:
             tally = _drive(job, loaded, options.seed, stop)
@@ -167,56 +154,3 @@ def _say_goodbye(job: Job, console: Console) -> int:
         return EXIT_INTERRUPTED
     console.print(f"spillway: wrote {job.paths.output}" + (f" and {job.paths.errors}" if counts.failed else ""))
     return 0
-
-
-def engine_config(options: RunOptions, dtype: str, job_directory: Path) -> EngineConfig:
-    """The engine's configuration, with this machine's defaults for what the user left open."""
-    device = pick_device(options.device).type
-    host_memory = psutil.virtual_memory().available
-    device_kv = options.device_kv_bytes
-    if device_kv is None:
-        device_kv = min(4 << 30, host_memory // 4) if device == "cpu" else _free_cuda_bytes()
-    host_kv = options.host_kv_bytes
-    if host_kv is None:
-        host_kv = min(4 << 30, host_memory // 4) if device == "cpu" else host_memory // 2
-    disk_kv = options.disk_kv_bytes
-    if disk_kv is None:
-        disk_kv = (
-            0
-            if options.disk_dir is None
-            else min(DEFAULT_DISK_BYTES, psutil.disk_usage(_existing(options.disk_dir)).free // 2)
-        )
-    return EngineConfig(
-        dtype=dtype,
-        device=device,
-        block_tokens=options.block_tokens,
-        device_kv_bytes=device_kv,
-        host_kv_bytes=host_kv,
-        disk_kv_bytes=disk_kv,
-        disk_dir=(options.disk_dir or job_directory / KV_FOLDER) if disk_kv else None,
-        max_batch_tokens=options.max_batch_tokens or (512 if device == "cpu" else 8192),
-        max_sequences=options.max_sequences,
-    )
-
-
-def _existing(path: Path) -> str:
-    """The nearest folder that exists, for a directory that may still have to be made."""
-    return str(next(each for each in (path, *path.absolute().parents) if each.exists()))
-
-
-def _default_dtype(device: str) -> str:
-    return "float32" if pick_device(device).type == "cpu" else "bfloat16"
-
-
-def _free_cuda_bytes() -> int:
-    import torch
-
-    free, _ = torch.cuda.mem_get_info()
-    return int(free * 0.8)
-
-
-def _describe(loaded: LoadedModel, config: EngineConfig) -> str:
-    tiers = [f"device {format_size(config.device_kv_bytes)} ({loaded.limits.pool_tokens:,} tokens)"]
-    tiers += [f"host {format_size(config.host_kv_bytes)}"] if config.host_kv_bytes else []
-    tiers += [f"disk {format_size(config.disk_kv_bytes)} in {config.disk_dir}"] if config.disk_kv_bytes else []
-    return f"spillway: KV tiers on {config.device}: {', '.join(tiers)}; {config.max_batch_tokens} tokens a step"

@@ -83,6 +83,13 @@ class Engine:
         self._pending[request.id] = _Pending([sequence], [self._tail(request)])
         self._scheduler.add(sequence)
 
+    def cancel(self, request: Request) -> None:
+        """Take a request out between two steps; its blocks are free, full ones stay cached. No error if it is done."""
+        pending = self._pending.pop(request.id, None)
+        for sequence in [] if pending is None else pending.sequences:
+            if sequence.finish is None:
+                self._scheduler.cancel(sequence)
+
     def step(self) -> list[RequestOutput | RequestFailure]:
         """Run one step; the requests that finished in it."""
         step = self._scheduler.schedule()
@@ -159,9 +166,7 @@ class Engine:
         return Finish.LENGTH if sequence.remaining_tokens <= 0 else None
 
     def _fail(self, request: Request, kind: FailureKind) -> RequestFailure:
-        for sequence in self._pending.pop(request.id).sequences:
-            if sequence.finish is None:
-                self._scheduler.cancel(sequence)
+        self.cancel(request)
         return RequestFailure(request, kind)
 
     def stats(self) -> EngineStats:

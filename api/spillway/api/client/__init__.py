@@ -1,0 +1,1 @@
+"""Speaking to a gateway over gRPC: where it is, who asks, and what its refusals mean."""

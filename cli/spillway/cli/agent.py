@@ -1,0 +1,67 @@
+"""`spillway agent`: this machine's engine in the service of a gateway."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from spillway.api.client.target import Target
+from spillway.cli.engine_options import EngineOptions, default_dtype, describe_tiers, engine_config
+from spillway.node_agent.agent.agent import AgentConfig, run_agent
+from spillway.node_agent.agent.worker import WorkerConfig
+from spillway.node_agent.checkpoint import Checkpoint
+from spillway.node_agent.load import LoadedModel, load_engine, pick_device
+
+log = logging.getLogger(__name__)
+
+CPU_LINES = 32
+"""Lines that an agent without a GPU holds: enough to fill its steps, few enough to leave some to other agents."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentOptions(EngineOptions):
+    """What the user asked for. `served_model` is the name that jobs ask for."""
+
+    target: Target
+    served_model: str
+    name: str
+    max_lines: int | None
+    health_listen: str | None
+    grace_s: float
+
+
+def agent(options: AgentOptions) -> None:
+    """Serve until SIGTERM or SIGINT. Raises SpillwayError for what keeps it from serving."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    device = pick_device(options.device).type
+    with tempfile.TemporaryDirectory(prefix="spillway-kv-") as folder:
+        worker = WorkerConfig(
+            load=lambda: _load(options, Path(folder)),
+            block_tokens=options.block_tokens,
+            seed=options.seed,
+            keep_kv=options.disk_dir is not None,
+        )
+        max_lines = options.max_lines or (CPU_LINES if device == "cpu" else 2 * options.max_sequences)
+        run_agent(
+            AgentConfig(
+                target=options.target,
+                model=options.served_model,
+                worker=worker,
+                max_lines=max_lines,
+                grace_s=options.grace_s,
+                health=options.health_listen,
+                name=options.name,
+            )
+        )
+
+
+def _load(options: AgentOptions, scratch: Path) -> LoadedModel:
+    """For the engine's thread."""
+    checkpoint = Checkpoint.open(options.model)
+    dtype = options.dtype or default_dtype(options.device)
+    config = engine_config(options, dtype, scratch)
+    loaded = load_engine(checkpoint, checkpoint.digest().hex(), config)
+    log.info("loaded %s as %s; %s", options.model, dtype, describe_tiers(loaded, config))
+    return loaded

@@ -1,0 +1,88 @@
+"""How to run a model on this machine: what the user asked for, and this machine's defaults for the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from spillway.cli.sizes import format_size
+from spillway.node_agent.load import EngineConfig, LoadedModel, pick_device
+
+DEFAULT_DISK_BYTES = 16 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What `run` and `agent` both take; None where a default is to be found out on this machine."""
+
+    model: str
+    dtype: str | None
+    device: str
+    device_kv_bytes: int | None
+    host_kv_bytes: int | None
+    disk_kv_bytes: int | None
+    disk_dir: Path | None
+    block_tokens: int
+    max_batch_tokens: int | None
+    max_sequences: int
+    seed: int
+
+
+def engine_config(options: EngineOptions, dtype: str, default_disk_dir: Path) -> EngineConfig:
+    """The engine's configuration, with this machine's defaults for what the user left open.
+
+    Raises DeviceError.
+    """
+    device = pick_device(options.device).type
+    host_memory = psutil.virtual_memory().available
+    device_kv = options.device_kv_bytes
+    if device_kv is None:
+        device_kv = min(4 << 30, host_memory // 4) if device == "cpu" else _free_cuda_bytes()
+    host_kv = options.host_kv_bytes
+    if host_kv is None:
+        host_kv = min(4 << 30, host_memory // 4) if device == "cpu" else host_memory // 2
+    disk_kv = options.disk_kv_bytes
+    if disk_kv is None:
+        disk_kv = (
+            0
+            if options.disk_dir is None
+            else min(DEFAULT_DISK_BYTES, psutil.disk_usage(_existing(options.disk_dir)).free // 2)
+        )
+    return EngineConfig(
+        dtype=dtype,
+        device=device,
+        block_tokens=options.block_tokens,
+        device_kv_bytes=device_kv,
+        host_kv_bytes=host_kv,
+        disk_kv_bytes=disk_kv,
+        disk_dir=(options.disk_dir or default_disk_dir) if disk_kv else None,
+        max_batch_tokens=options.max_batch_tokens or (1024 if device == "cpu" else 8192),
+        max_sequences=options.max_sequences,
+    )
+
+
+def _existing(path: Path) -> str:
+    """The nearest folder that exists, for a directory that may still have to be made."""
+    return str(next(each for each in (path, *path.absolute().parents) if each.exists()))
+
+
+def default_dtype(device: str) -> str:
+    """Of weights and KV, for a device as people name it. Raises DeviceError."""
+    return "float32" if pick_device(device).type == "cpu" else "bfloat16"
+
+
+def _free_cuda_bytes() -> int:
+    import torch
+
+    free, _ = torch.cuda.mem_get_info()
+    return int(free * 0.8)
+
+
+def describe_tiers(loaded: LoadedModel, config: EngineConfig) -> str:
+    """The tiers in one line."""
+    tiers = [f"device {format_size(config.device_kv_bytes)} ({loaded.limits.pool_tokens:,} tokens)"]
+    tiers += [f"host {format_size(config.host_kv_bytes)}"] if config.host_kv_bytes else []
+    tiers += [f"disk {format_size(config.disk_kv_bytes)} in {config.disk_dir}"] if config.disk_kv_bytes else []
+    return f"KV tiers on {config.device}: {', '.join(tiers)}; {config.max_batch_tokens} tokens a step"
