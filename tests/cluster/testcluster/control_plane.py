@@ -11,28 +11,38 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from testcluster import kernel
 from testcluster.errors import ClusterError
 from testcluster.ground import Ground
 
 _READY_S = 60.0  # seconds in practice; this much where others use the machine
-_ADDRESS = "127.0.0.1"
 _ISSUER = "https://kubernetes.default.svc"
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a control plane lives: its address, and the network namespace that has it ("" is ours)."""
+
+    address: str = "127.0.0.1"
+    namespace: str = ""
 
 
 class ControlPlane:
     """Serves at `url` for whoever holds `kubeconfig` (cluster administrator)."""
 
-    def __init__(self, programs: Path, ground: Ground) -> None:
+    def __init__(self, programs: Path, ground: Ground, site: Site = Site()) -> None:
+        self._site = site
         self._programs = programs
         self._ground = ground
         self._token = secrets.token_urlsafe(24)
-        self._port, self._etcd_port, self._peer_port = _free_ports(3)
-        self.url = f"https://{_ADDRESS}:{self._port}"
+        self._port, self._etcd_port, self._peer_port = (6443, 2379, 2380) if site.namespace else _free_ports(3)
+        self.url = f"https://{site.address}:{self._port}"
         self.kubeconfig = ground.folder / "kubeconfig"
 
     def start(self) -> None:
@@ -47,16 +57,16 @@ class ControlPlane:
         (certificates / "tokens.csv").write_text(f"{self._token},admin,1,system:masters\n")
         self._start_etcd()
         self._start_api_server()
-        self._wait(self._serves, "the API server is ready")
+        self.wait(self._serves, "the API server is ready")
         self.kubeconfig.write_text(json.dumps(self._kubeconfig()))  # JSON is YAML
         self._start_controllers()
-        self._wait(self._has_default_service_account, "the controllers work")
+        self.wait(self._has_default_service_account, "the controllers work")
 
     def restart_api_server(self) -> None:
         """kill -9 of the API server, then a new one on the same port and data; returns when it is ready."""
         self._ground.kill("kube-apiserver")
         self._start_api_server()
-        self._wait(self._serves, "the API server is ready again")
+        self.wait(self._serves, "the API server is ready again")
 
     def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
         """What kubectl prints.
@@ -71,7 +81,7 @@ class ControlPlane:
         return done.stdout
 
     def _start_etcd(self) -> None:
-        client, peer = f"http://{_ADDRESS}:{self._etcd_port}", f"http://{_ADDRESS}:{self._peer_port}"
+        client, peer = f"http://127.0.0.1:{self._etcd_port}", f"http://127.0.0.1:{self._peer_port}"
         flags = {
             "data-dir": "etcd",
             "listen-client-urls": client,
@@ -85,10 +95,11 @@ class ControlPlane:
 
     def _start_api_server(self) -> None:
         flags = {
-            "etcd-servers": f"http://{_ADDRESS}:{self._etcd_port}",
-            "bind-address": _ADDRESS,
-            "advertise-address": _ADDRESS,
-            "endpoint-reconciler-type": "none",  # loopback may not be an endpoint
+            "etcd-servers": f"http://127.0.0.1:{self._etcd_port}",
+            "bind-address": self._site.address,
+            "advertise-address": self._site.address,
+            # loopback may not be an endpoint
+            "endpoint-reconciler-type": "lease" if self._site.namespace else "none",
             "secure-port": str(self._port),
             "cert-dir": "certs",
             "service-account-key-file": "certs/sa.key",
@@ -98,6 +109,8 @@ class ControlPlane:
             "token-auth-file": "certs/tokens.csv",
             "authorization-mode": "Node,RBAC",
             "service-cluster-ip-range": "10.96.0.0/24",
+            "allow-privileged": "true",
+            "kubelet-preferred-address-types": "InternalIP",
         }
         self._run("kube-apiserver", flags)
 
@@ -107,13 +120,14 @@ class ControlPlane:
             "service-account-private-key-file": "certs/sa.key",
             "root-ca-file": "certs/apiserver.crt",
             "use-service-account-credentials": "true",
+            "node-monitor-grace-period": "16s",  # four missed heartbeats of our kubelets
         }
         self._run("kube-controller-manager", as_admin | manager)
         self._run("kube-scheduler", as_admin)
 
     def _run(self, name: str, flags: dict[str, str]) -> None:
         argv = [str(self._programs / name), *(f"--{flag}={value}" for flag, value in flags.items())]
-        self._ground.start(name, argv)
+        self._ground.start(name, kernel.inside(self._site.namespace, argv))
 
     def _kubeconfig(self) -> dict[str, object]:
         authority = str(self._ground.folder / "certs" / "apiserver.crt")
@@ -146,7 +160,12 @@ class ControlPlane:
         except OSError:  # not listening yet, its certificate not written yet, or cut off while starting
             return None
 
-    def _wait(self, condition: Callable[[], bool], what: str) -> None:
+    def wait(self, condition: Callable[[], bool], what: str) -> None:
+        """Returns once `condition` holds.
+
+        Raises:
+            ClusterError: a process of the ground ended, or it took too long.
+        """
         deadline = time.monotonic() + _READY_S
         while not condition():
             self._ground.check_alive()
@@ -166,7 +185,7 @@ def _free_ports(count: int) -> list[int]:
     sockets = [socket.socket() for _ in range(count)]
     try:
         for each in sockets:
-            each.bind((_ADDRESS, 0))
+            each.bind(("127.0.0.1", 0))
         return [int(each.getsockname()[1]) for each in sockets]
     finally:
         for each in sockets:

@@ -18,9 +18,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
+from testcluster import kernel
 from testcluster.errors import ClusterError
 
 _MARK = "SPILLWAY_CLUSTER_GROUND"
+_NODE = "SPILLWAY_CLUSTER_NODE"
 _GONE_S = 10.0
 
 
@@ -48,8 +50,16 @@ class Ground:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return cls(folder, lock)
 
-    def start(self, name: str, argv: Sequence[str]) -> None:
-        """Start a process with its output in `name`.log; it outlives us unless `stop` or a sweep ends it."""
+    @property
+    def id(self) -> str:
+        """Nine letters that name this ground's things outside its folder: network namespaces, links, cgroups."""
+        return self.folder.name
+
+    def start(self, name: str, argv: Sequence[str], node: str = "") -> None:
+        """Start a process with its output in `name`.log; it outlives us unless `close` or a sweep ends it.
+
+        `node` names whose process it is, for `processes_of`; its children inherit that.
+        """
         with self.log(name).open("ab") as log:
             self._processes[name] = subprocess.Popen(
                 argv,
@@ -58,7 +68,7 @@ class Ground:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 cwd=self.folder,
-                env=os.environ | {_MARK: str(self.folder)},
+                env=os.environ | {_MARK: str(self.folder), _NODE: node},
             )
 
     def log(self, name: str) -> Path:
@@ -74,6 +84,15 @@ class Ground:
         process = self._processes.pop(name)
         process.kill()
         process.wait()
+
+    def processes_of(self, node: str) -> list[int]:
+        """What runs of a node besides its containers: what was started for it, and their children."""
+        return _marked(f"{_MARK}={self.folder}", f"{_NODE}={node}")
+
+    def forget(self, names: Sequence[str]) -> None:
+        """Processes that someone has killed: collect them, and no longer expect them to live."""
+        for name in names:
+            self._processes.pop(name).wait()
 
     def check_alive(self) -> None:
         """Raises ClusterError with the end of the log of a process that has ended by itself."""
@@ -109,19 +128,20 @@ def _sweep_if_abandoned(folder: Path) -> None:
 
 def _sweep(folder: Path) -> None:
     deadline = time.monotonic() + _GONE_S
-    while pids := _marked(folder):
+    while pids := _marked(f"{_MARK}={folder}"):
         if time.monotonic() > deadline:
             raise ClusterError(f"processes {pids} of {folder} do not end")
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
+    kernel.remove_all(folder)
     shutil.rmtree(folder)
 
 
-def _marked(folder: Path) -> list[int]:
-    """The live processes that carry the mark of `folder`; a dead one shows no environment any more."""
-    mark = f"{_MARK}={folder}".encode()
+def _marked(*marks: str) -> list[int]:
+    """The live processes whose environment holds all of `marks`; a dead one shows no environment any more."""
+    wanted = {mark.encode() for mark in marks}
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -130,6 +150,6 @@ def _marked(folder: Path) -> list[int]:
             environment = (entry / "environ").read_bytes()
         except (FileNotFoundError, ProcessLookupError, PermissionError):  # ended meanwhile, or not ours to read
             continue
-        if mark in environment.split(b"\0"):
+        if wanted <= set(environment.split(b"\0")):
             found.append(int(entry.name))
     return found

@@ -14,6 +14,7 @@ from testcluster.errors import CannotRunHere, ClusterError
 
 KUBERNETES_VERSION = "v1.36.3"  # as in tools/kubernetes/go.mod
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
+NODES = (*CONTROL_PLANE, "kubelet", "kube-proxy", "coredns", "podling")
 _TOOLS = Path(__file__).parent.parent / "tools"
 _BUILD_S = 1800  # the first one compiles Kubernetes: four minutes on two quiet cores, after a download of 400 MB
 
@@ -29,6 +30,10 @@ class Source:
 def _source(name: str) -> Source:
     if name == "etcd":
         return Source("etcd", "go.etcd.io/etcd/server/v3")
+    if name == "coredns":
+        return Source("coredns", ".")
+    if name == "podling":
+        return Source("podling", ".")
     return Source("kubernetes", f"k8s.io/kubernetes/cmd/{name}")
 
 
