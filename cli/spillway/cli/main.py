@@ -1,17 +1,11 @@
-"""The door: `spillway run`, `spillway agent`, `spillway size`. Heavy imports wait until a command needs them."""
+"""The door: `spillway run`, `agent`, `size`, `serve`. Heavy imports wait until a command needs them."""
 
 from __future__ import annotations
 
-import os
 import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
-
-# torch's and numba's threads share the cores: a pool that spins while the other works makes both crawl. It must be
-# settled before either is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("NUMBA_THREADING_LAYER", "workqueue")
 
 import typer
 
@@ -31,6 +25,7 @@ from spillway.cli.options import (
     ModelOption,
     SeedOption,
 )
+from spillway.cli.sizes import parse_size
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
@@ -131,6 +126,38 @@ def size(
     from spillway.cli.size import find_model, print_sizes
 
     print_sizes(find_model(model), gpu or [], dtype.value if dtype else None, as_json=json)
+
+
+@app.command()
+def serve(
+    jobs_dir: Annotated[Path, typer.Option(help="Where jobs and their results are kept.")],
+    listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where gRPC is served.")] = "127.0.0.1:7400",
+    tokens: Annotated[
+        Path | None, typer.Option(help="Who may call: a line per token, SHA256 TENANT client|agent.")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option(help="Let in only clients with a certificate of this authority, PEM.")
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Serve other machines even without tokens and TLS.")
+    ] = False,
+    max_input: Annotated[
+        int | None, typer.Option(parser=parse_size, metavar="SIZE", help="The largest input of a job. Default: 64GiB.")
+    ] = None,
+) -> None:
+    """Serve batch jobs over gRPC until SIGTERM.
+
+    Clients submit files of requests, agents lease their lines. Everything is in JOBS_DIR: killed and started again, it
+    goes on where it was.
+    """
+    from spillway.cli.serve import ServeOptions
+    from spillway.cli.serve import serve as serve_jobs
+    from spillway.gateway.service.coordinator import ServiceConfig
+
+    config = ServiceConfig(jobs_dir) if max_input is None else ServiceConfig(jobs_dir, max_input_bytes=max_input)
+    serve_jobs(ServeOptions(config, listen, tokens, tls_cert, tls_key, tls_client_ca, insecure))
 
 
 app.command()(agent)
