@@ -68,7 +68,7 @@ def test_defaults_are_the_same_in_python_and_in_the_crd() -> None:
     spec = crd(ModelDeployment)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
     assert deployment.spec.kv.block_tokens == spec["properties"]["kv"]["properties"]["blockTokens"]["default"]
     assert deployment.spec.replicas == spec["properties"]["replicas"]["default"]
-    assert spec["properties"]["kv"]["default"] == {}
+    assert spec["properties"]["kv"]["default"] == {"blockTokens": 16, "dtype": "auto"}
 
 
 @pytest.mark.parametrize(

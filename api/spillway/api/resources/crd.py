@@ -93,7 +93,10 @@ def _structural(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, 
     if "items" in node:
         node["items"] = _structural(node["items"], definitions)
     if isinstance(node.get("default"), dict) and "properties" in node:
-        node["default"] = {}  # the server fills in the defaults of the fields themselves
+        # Written out: the server holds a default to the rules before it fills in those of its fields.
+        node["default"] = {
+            key: value["default"] for key, value in node["properties"].items() if value.get("default") is not None
+        }
     if isinstance(node.get("default"), tuple):
         node["default"] = list(node["default"])
     if node.get("type") == "integer":
