@@ -1,4 +1,4 @@
-"""The door: `spillway run`, `agent`, `size`, `serve`. Heavy imports wait until a command needs them."""
+"""The door of every command. Heavy imports wait until a command needs them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from spillway.api.errors import SpillwayError
+from spillway.cli import job_commands
 from spillway.cli.agent_command import agent
 from spillway.cli.options import (
     BatchSizeOption,
@@ -161,6 +162,11 @@ def serve(
 
 
 app.command()(agent)
+app.command()(job_commands.submit)
+app.command("jobs")(job_commands.list_jobs)
+app.command()(job_commands.watch)
+app.command()(job_commands.results)
+app.command()(job_commands.cancel)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import grpc
 from spillway.api.errors import SpillwayError
 
 TOKEN_VARIABLE = "SPILLWAY_TOKEN"  # noqa: S105 — the name of a variable, not a token
+_TOKEN = re.compile(r"[!-~]*")
 MAX_MESSAGE_BYTES = 64 << 20
 """As the gateway has it."""
 
@@ -47,13 +49,17 @@ class Target:
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """What to send with a call. The file is read anew each time: Kubernetes changes tokens under way.
 
-        Raises TargetError if the file cannot be read.
+        Raises TargetError if the file cannot be read or holds something else.
         """
         if self.token_file is None:
             token = os.environ.get(TOKEN_VARIABLE, "")
         else:
             token = (_read(self.token_file) or b"").decode("ascii", "replace")
-        return (("authorization", f"Bearer {token.strip()}"),) if token.strip() else ()
+        token = token.strip()
+        if not _TOKEN.fullmatch(token):
+            where = self.token_file or f"the variable {TOKEN_VARIABLE}"
+            raise TargetError(f"{where} holds no bearer token", "A token is one word of printable ASCII.")
+        return (("authorization", f"Bearer {token}"),) if token else ()
 
     def channel(self) -> grpc.aio.Channel:
         """A channel with a connection of its own, which is made at the first call. Raises TargetError."""

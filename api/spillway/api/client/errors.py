@@ -1,0 +1,38 @@
+"""What a call to a gateway can come to."""
+
+from __future__ import annotations
+
+import grpc
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from spillway.api.errors import SpillwayError
+
+
+class ClientError(SpillwayError):
+    """Root of what the client raises."""
+
+
+class UnreachableError(ClientError):
+    """The gateway could not be used for as long as the caller had patience."""
+
+
+class RefusedError(ClientError):
+    """The gateway said no. `code` is gRPC's; `reason`, such as JOB_NOT_FOUND, is for programs and may be empty."""
+
+    def __init__(self, code: grpc.StatusCode, reason: str, message: str, hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.code, self.reason = code, reason
+
+
+TRANSIENT = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
+
+
+def refusal(error: grpc.aio.AioRpcError) -> RefusedError:
+    """The refusal behind a status of the service."""
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]
+    info = error_details_pb2.ErrorInfo()
+    for detail in [] if status is None else status.details:
+        detail.Unpack(info)
+    message, _, hint = (error.details() or error.code().name.lower()).partition("\n")
+    return RefusedError(error.code(), info.reason, message, hint)
