@@ -45,6 +45,11 @@ class Processes:
         self._folder = folder
         self._running: list[subprocess.Popen[bytes]] = []
 
+    def run(self, program: str, *arguments: str) -> None:
+        """Another program, its words thrown away."""
+        quiet = subprocess.DEVNULL
+        self._running.append(subprocess.Popen([program, *arguments], stdout=quiet, stderr=quiet))
+
     def start(self, name: str, *command: str, **environment: str) -> subprocess.Popen[bytes]:
         log = (self._folder / f"{name}.log").open("ab")
         with log:
@@ -117,11 +122,11 @@ class Jobs:
     def __exit__(self, *_: object) -> None:
         self._channel.close()
 
-    def submit(self, lines: list[dict[str, Any]]) -> str:
+    def submit(self, lines: list[dict[str, Any]], model: str = "tiny") -> str:
         content = "".join(json.dumps(each) + "\n" for each in lines).encode()
 
         def messages() -> Iterator[batch_pb2.SubmitJobRequest]:
-            yield batch_pb2.SubmitJobRequest(job=batch_pb2.Job(model="tiny"))
+            yield batch_pb2.SubmitJobRequest(job=batch_pb2.Job(model=model))
             yield batch_pb2.SubmitJobRequest(input=content)
 
         return str(self._stub.SubmitJob(messages(), metadata=self._metadata, wait_for_ready=True, timeout=60).name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_processes import Jobs, Processes, answers, free_port, metric, page, processes, ready, until
+from agent_processes import Jobs, Processes, answers, free_port, listening, metric, page, processes, ready, until
 
 WORDS = [
     "the",
@@ -136,6 +137,7 @@ def test_a_cancelled_job_frees_the_engine(model: Path, started: Processes) -> No
     started.agent(model, port, health)
     with Jobs(port) as jobs:
         name = jobs.submit(lines(60, max_tokens=300))
+        until(lambda: metric(health, "spillway_agent_lines_leased_total") > 0, "lines are leased")
         until(lambda: metric(health, "spillway_engine_pool_used_blocks") > 0, "lines run")
         jobs.cancel(name)
         until(lambda: metric(health, "spillway_engine_pool_used_blocks") == 0, "no sequence holds a block")
@@ -165,6 +167,29 @@ def test_a_wrong_token_is_told_and_a_new_one_taken_up(
         jobs.wait(name)
         assert jobs.output(name) == expected(quiet, 8)
     assert "wrong-secret" not in started.log(f"agent-{health}")
+
+
+@pytest.mark.skipif(shutil.which("redis-server") is None, reason="no redis-server on PATH")
+def test_blocks_of_one_agent_serve_another(
+    model: Path, quiet: dict[str, Any], started: Processes, tmp_path: Path
+) -> None:
+    port, redis, healths = free_port(), free_port(), [free_port(), free_port()]
+    secret = tmp_path / "secret"
+    secret.write_text("a secret of more than sixteen bytes")
+    started.gateway(port)
+    started.run("redis-server", "--port", str(redis), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path))
+    until(lambda: listening(redis), "Redis listens")
+    shared = ["--kv-index", f"redis://127.0.0.1:{redis}/0", "--peer-token-file", str(secret), "--device-kv", "300KiB"]
+    for health, served in zip(healths, ("tiny", "other"), strict=True):
+        peer = ["--peer-listen", f"127.0.0.1:{free_port()}"]
+        started.agent(model, port, health, *shared, *peer, "--served-model", served)
+        until(lambda health=health: ready(health), "the agent is ready")
+        with Jobs(port) as jobs:
+            name = jobs.submit(lines(40), served)
+            jobs.wait(name)
+            assert jobs.output(name) == expected(quiet, 40)
+    assert metric(healths[0], 'spillway_kv_tier_stores_total{tier="host"}') > 0
+    assert metric(healths[1], 'spillway_kv_tier_hits_total{tier="peer"}') > 0
 
 
 def test_what_is_wrong_with_the_command_is_said(model: Path, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ log = logging.getLogger(__name__)
 LEASE_WAIT_S = 10.0
 REPORT_LINES = 256
 BACK_OFF_S, MAX_BACK_OFF_S = 0.2, 5.0
-FIRST_RENEWAL_S = 1.0
+MAX_RENEWAL_S = 1.0
+"""A renewal also brings the news that a job was cancelled, and nobody wants to compute for a second longer."""
 IDLE_S = 0.05
 
 
@@ -74,7 +75,7 @@ class Session:
     async def _renew(self) -> None:
         back_off = _BackOff()
         while True:
-            await asyncio.sleep(self._ttl_s / 3 or FIRST_RENEWAL_S)
+            await asyncio.sleep(min(self._ttl_s / 3 or MAX_RENEWAL_S, MAX_RENEWAL_S))
             leases = self._desk.leases
             if not leases:
                 continue
