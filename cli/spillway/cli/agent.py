@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from spillway.api.client.target import Target
@@ -13,6 +13,7 @@ from spillway.node_agent.agent.agent import AgentConfig, run_agent
 from spillway.node_agent.agent.worker import WorkerConfig
 from spillway.node_agent.checkpoint import Checkpoint
 from spillway.node_agent.load import LoadedModel, load_engine, pick_device
+from spillway.node_agent.sharing import SharingConfig
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +24,8 @@ CPU_LINES = 32
 @dataclass(frozen=True, slots=True)
 class AgentOptions(EngineOptions):
     """What the user asked for. `served_model` is the name that jobs ask for."""
+
+    sharing: SharingConfig | None
 
     target: Target
     served_model: str
@@ -61,7 +64,7 @@ def _load(options: AgentOptions, scratch: Path) -> LoadedModel:
     """For the engine's thread."""
     checkpoint = Checkpoint.open(options.model)
     dtype = options.dtype or default_dtype(options.device)
-    config = engine_config(options, dtype, scratch)
+    config = replace(engine_config(options, dtype, scratch), sharing=options.sharing)
     loaded = load_engine(checkpoint, checkpoint.digest().hex(), config)
     log.info("loaded %s as %s; %s", options.model, dtype, describe_tiers(loaded, config))
     return loaded

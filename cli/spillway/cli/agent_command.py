@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,6 +21,9 @@ from spillway.cli.options import (
     ModelOption,
     SeedOption,
 )
+
+if TYPE_CHECKING:
+    from spillway.node_agent.sharing import SharingConfig
 
 
 class AgentUsageError(SpillwayError):
@@ -49,6 +52,21 @@ def agent(
     name: Annotated[
         str, typer.Option(help="Who this agent is, in histories. Default: host, process, and chance.")
     ] = "",
+    kv_index: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", envvar="SPILLWAY_KV_INDEX", help="Redis where agents tell which blocks they have: redis://…"
+        ),
+    ] = None,
+    peer_listen: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Let other agents load blocks from this one.")
+    ] = "",
+    peer_address: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where they reach it. Default: what --peer-listen says.")
+    ] = "",
+    peer_token_file: Annotated[
+        Path | None, typer.Option(help="File with the secret that agents share among themselves, 16 bytes or more.")
+    ] = None,
     max_lines: Annotated[
         int | None,
         typer.Option(min=1, max=4096, help="Lines held at once. Default: 32 on CPU, twice --max-batch-size on CUDA."),
@@ -85,6 +103,7 @@ def agent(
         raise AgentUsageError("--tls-cert, --tls-key and --tls-server-name need TLS", "Add --tls or --tls-ca.")
     secure = Tls(tls_ca, tls_cert, tls_key) if tls or tls_ca else None
     target = Target(gateway, secure, token_file, tls_server_name)
+    sharing = _sharing(kv_index, (peer_listen, peer_address), peer_token_file, name)
     from spillway.cli.agent import AgentOptions
     from spillway.cli.agent import agent as serve_lines
 
@@ -101,6 +120,7 @@ def agent(
             max_batch_tokens=max_batch_tokens,
             max_sequences=max_batch_size,
             seed=seed,
+            sharing=sharing,
             target=target,
             served_model=served_model or model,
             name=name,
@@ -109,3 +129,21 @@ def agent(
             grace_s=grace,
         )
     )
+
+
+def _sharing(url: str | None, addresses: tuple[str, str], token_file: Path | None, name: str) -> SharingConfig | None:
+    if url is None:
+        if any(addresses) or token_file is not None:
+            raise AgentUsageError("peers find each other through an index", "Give --kv-index.")
+        return None
+    if any(addresses) and token_file is None:
+        raise AgentUsageError("peers need a secret", "Give --peer-token-file.")
+    try:
+        token = b"" if token_file is None else token_file.read_bytes().strip()
+    except OSError as error:
+        raise AgentUsageError(f"{token_file} cannot be read: {error.strerror}") from error
+    from spillway.node_agent.agent.agent import agent_name
+    from spillway.node_agent.sharing import SharingConfig
+
+    listen, address = addresses
+    return SharingConfig(url, name or agent_name(), listen, address or listen, token)

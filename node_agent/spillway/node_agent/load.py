@@ -18,6 +18,7 @@ from spillway.node_agent.models.weights import LoadOptions
 from spillway.node_agent.pool import allocate_pool, block_bytes
 from spillway.node_agent.rank import Rank
 from spillway.node_agent.scheduler import Scheduler, SchedulerConfig
+from spillway.node_agent.sharing import SharingConfig, open_shared
 from spillway.node_agent.tokenizer import Tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -44,6 +45,7 @@ class EngineConfig:
     disk_dir: Path | None
     max_batch_tokens: int
     max_sequences: int
+    sharing: SharingConfig | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,16 +106,21 @@ def load_engine(checkpoint: Checkpoint, weights_digest: str, config: EngineConfi
 def _open_store(config: EngineConfig, identity: KVIdentity, size: int) -> BlockStore | None:
     if not config.host_kv_bytes and not config.disk_kv_bytes:
         return None
+    index, peers = None, None
     try:
-        return BlockStore.open(
-            StoreConfig(
-                size,
-                identity,
-                host_bytes=config.host_kv_bytes,
-                disk_bytes=config.disk_kv_bytes,
-                disk_dir=config.disk_dir,
-            )
+        if config.sharing is not None:
+            index, peers = open_shared(config.sharing, identity)
+        settings = StoreConfig(
+            size,
+            identity,
+            host_bytes=config.host_kv_bytes,
+            disk_bytes=config.disk_kv_bytes,
+            disk_dir=config.disk_dir,
+            peers=peers,
         )
+        return BlockStore.open(settings, index)
     except KVStoreError as error:
+        if index is not None:
+            index.close()
         hint = f"One block is {size} bytes. Change --host-kv, --disk-kv or --disk-dir; 0 leaves a tier out."
         raise TierError(f"the KV store cannot be opened: {error}", hint) from error
