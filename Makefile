@@ -1,10 +1,10 @@
 # Everything runs in .venv, which the first call makes. `make help` lists the targets.
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check bench cluster cluster-down e2e clean
 
 help:  ## Print this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 demo:  ## Run the main job on a shipped example: a real model, shared documents, KV spilled to disk and back
 	@scripts/environment agent,demo
@@ -24,6 +24,17 @@ check:  ## ruff, mypy --strict, import-linter; changes nothing
 bench:  ## Compare with the CPU peers side by side (an hour; makes an environment for each under .bench/)
 	@scripts/environment agent,bench
 	$(BIN)/python benchmarks/offline.py
+
+cluster:  ## A real Kubernetes cluster of three nodes on this machine, to try things with (root; prints the KUBECONFIG)
+	@scripts/environment agent,dev,demo
+	@PYTHONPATH=tests/cluster $(BIN)/python -m testcluster up
+
+cluster-down:  ## Remove it, and whatever killed tests left behind
+	@PYTHONPATH=tests/cluster $(BIN)/python -m testcluster down
+
+e2e:  ## Tests on a real cluster of three nodes: pods, service names, nodes cut off, frozen and killed (root)
+	@scripts/environment agent,dev,demo
+	@$(BIN)/python -m pytest -m e2e
 
 clean:  ## Remove the environment and all caches
 	rm -rf .venv .bench .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from testcluster import programs
+from testcluster.cluster import Cluster, why_not_here
 from testcluster.control_plane import ControlPlane
 from testcluster.errors import CannotRunHere
 from testcluster.ground import Ground
@@ -16,11 +17,14 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """A first build takes minutes: not on the time of the test that happens to come first."""
     if session.config.option.collectonly:
         return
-    if any("control_plane" in getattr(item, "fixturenames", ()) for item in session.items):
-        try:
+    wanted = {fixture for item in session.items for fixture in getattr(item, "fixturenames", ())}
+    try:
+        if "control_plane" in wanted:
             programs.ensure(programs.CONTROL_PLANE)
-        except CannotRunHere:
-            return  # the fixture skips with the reason
+        if "cluster" in wanted and why_not_here() is None:
+            programs.ensure(programs.NODES)
+    except CannotRunHere:
+        return  # the fixture skips with the reason
 
 
 @pytest.fixture(scope="session")
@@ -35,5 +39,20 @@ def control_plane() -> Iterator[ControlPlane]:
         plane = ControlPlane(folder, ground)
         plane.start()
         yield plane
+    finally:
+        ground.close()
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A whole cluster of three nodes with two pretended GPUs each, shared by the session."""
+    ground = Ground.open()
+    try:
+        try:
+            whole = Cluster(ground, node_count=3, gpus_per_node=2)
+        except CannotRunHere as reason:
+            pytest.skip(str(reason))
+        whole.start()
+        yield whole
     finally:
         ground.close()

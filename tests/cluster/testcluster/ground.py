@@ -23,6 +23,7 @@ from testcluster.errors import ClusterError
 
 _MARK = "SPILLWAY_CLUSTER_GROUND"
 _NODE = "SPILLWAY_CLUSTER_NODE"
+_KEPT = "kept"
 _GONE_S = 10.0
 
 
@@ -37,7 +38,7 @@ class Ground:
     @classmethod
     def open(cls, base: Path | None = None) -> Ground:
         """A fresh one, after sweeping those under `base` whose owners are gone."""
-        base = base or Path(tempfile.gettempdir()) / f"spillway-cluster-{os.getuid()}"
+        base = base or _default_base()
         base.mkdir(mode=0o700, exist_ok=True)
         if base.stat().st_uid != os.getuid():
             raise ClusterError(f"{base} belongs to another user")
@@ -54,6 +55,25 @@ class Ground:
     def id(self) -> str:
         """Nine letters that name this ground's things outside its folder: network namespaces, links, cgroups."""
         return self.folder.name
+
+    def keep(self) -> None:
+        """Let it live on without an owner, for people: until `remove_kept`."""
+        (self.folder / _KEPT).touch()
+
+    @staticmethod
+    def remove_kept(base: Path | None = None) -> int:
+        """Sweep those that were kept, and those whose owners are gone; how many were kept."""
+        base = base or _default_base()
+        if not base.exists():
+            return 0
+        with _locked(base):
+            marks = list(base.glob(f"*/{_KEPT}"))
+            for mark in marks:
+                mark.unlink()
+            for folder in base.iterdir():
+                if folder.is_dir():
+                    _sweep_if_abandoned(folder)
+        return len(marks)
 
     def start(self, name: str, argv: Sequence[str], node: str = "") -> None:
         """Start a process with its output in `name`.log; it outlives us unless `close` or a sweep ends it.
@@ -110,6 +130,10 @@ class Ground:
         self._lock.close()
 
 
+def _default_base() -> Path:
+    return Path(tempfile.gettempdir()) / f"spillway-cluster-{os.getuid()}"
+
+
 @contextlib.contextmanager
 def _locked(base: Path) -> Iterator[None]:
     with (base / ".lock").open("w") as lock:
@@ -118,6 +142,8 @@ def _locked(base: Path) -> Iterator[None]:
 
 
 def _sweep_if_abandoned(folder: Path) -> None:
+    if (folder / _KEPT).exists():
+        return
     with (folder / "owner.lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -112,7 +112,7 @@ def remove_all(folder: Path) -> None:
     for link in Path("/sys/class/net").glob(f"{prefix}*"):
         with contextlib.suppress(ClusterError):  # the outer end of a deleted namespace's link goes by itself
             run("ip", "link", "delete", link.name)
-    for controller in _controllers():
+    for controller in (*_controllers(), _CGROUPS / "unified"):  # runc makes some in the empty v2 hierarchy too
         for top in controller.glob(f"{prefix}*"):
             _remove_cgroup(top)
 
