@@ -1,0 +1,105 @@
+"""What was found of a ModelDeployment to its status."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Literal
+
+from spillway.api.resources import ModelDeployment
+from spillway.api.resources.model_deployment import GroupStatus, ModelDeploymentStatus
+from spillway.operator.desired.agents import labels
+from spillway.operator.desired.conditions import Finding, conditions
+from spillway.operator.desired.groups import AgentPod, Group, Phase
+
+_PHASES: dict[Phase, Literal["Waiting", "Placed", "Ready", "Restarting"]] = {
+    Phase.GATED: "Waiting",
+    Phase.STARTING: "Placed",
+    Phase.READY: "Ready",
+    Phase.LOST: "Restarting",
+}
+
+
+def remembered(status: ModelDeploymentStatus) -> tuple[Group, ...]:
+    """The groups that a status tells of."""
+    return tuple(
+        Group(
+            each.index,
+            each.generation,
+            each.failures,
+            datetime.fromisoformat(each.not_before).timestamp() if each.not_before else 0.0,
+        )
+        for each in status.groups
+    )
+
+
+def refused_status(deployment: ModelDeployment, message: str, now_s: float) -> ModelDeploymentStatus:
+    """Of a spec that cannot be run: the groups as they were."""
+    finding = Finding("Ready", holds=False, reason="NotSupported", message=message)
+    generation = deployment.metadata.generation
+    said = conditions([finding], deployment.status.conditions, generation, rfc3339(now_s))
+    return deployment.status.model_copy(update={"observed_generation": generation, "conditions": said})
+
+
+def found_status(
+    deployment: ModelDeployment,
+    groups: Sequence[Group],
+    pods: Sequence[AgentPod],
+    refusals: Mapping[int, str],
+    now_s: float,
+) -> ModelDeploymentStatus:
+    """The status. `groups`: as just decided; `refusals`: by group, why no node takes it."""
+    replicas, generation = deployment.spec.replicas, deployment.metadata.generation
+    told = tuple(_group(group, replicas, pods, refusals) for group in sorted(groups, key=lambda each: each.index))
+    ready = sum(each.phase == "Ready" for each in told)
+    return ModelDeploymentStatus(
+        observed_generation=generation,
+        replicas=len({pod.group for pod in pods}),
+        ready_replicas=ready,
+        selector=",".join(f"{key}={value}" for key, value in sorted(labels(deployment).items())),
+        groups=told,
+        conditions=conditions(
+            _findings(deployment, ready, refusals), deployment.status.conditions, generation, rfc3339(now_s)
+        ),
+    )
+
+
+def _group(group: Group, replicas: int, pods: Sequence[AgentPod], refusals: Mapping[int, str]) -> GroupStatus:
+    own = [pod for pod in pods if pod.group == group.index]
+    pod = next((each for each in own if each.generation == group.generation), None)
+    phase: Literal["Waiting", "Placed", "Ready", "Restarting", "Stopping"]
+    if group.index >= replicas:
+        phase = "Stopping"
+    elif pod is None:
+        phase = "Waiting" if group.generation <= 1 else "Restarting"
+    else:
+        phase = _PHASES[pod.phase]
+    return GroupStatus(
+        index=group.index,
+        generation=group.generation,
+        phase=phase,
+        node=pod.node if pod else None,
+        failures=group.failures,
+        not_before=rfc3339(group.not_before_s) if group.not_before_s else None,
+        message=refusals.get(group.index, "")[:512],
+    )
+
+
+def _findings(deployment: ModelDeployment, ready: int, refusals: Mapping[int, str]) -> list[Finding]:
+    replicas = deployment.spec.replicas
+    placed = not refusals
+    why = "" if placed else next(iter(refusals.values()))
+    message = f"{ready} of {replicas} groups are ready" + (f"; an agent {why}" if why else "")
+    found = [
+        Finding("Ready", ready == replicas, "AllReady" if ready == replicas else "NotReady", message),
+        Finding("Placed", placed, "NodesChosen" if placed else "NoRoom", why and f"an agent {why}"),
+    ]
+    if deployment.spec.kv_store is not None:
+        sentence = "agents do not share blocks through a KVStore yet; each finds those of its own host"
+        found.append(Finding("BlocksShared", holds=False, reason="NotSupported", message=sentence))
+    return found
+
+
+def rfc3339(unix_s: float) -> str:
+    """UTC, to the microsecond."""
+    return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
