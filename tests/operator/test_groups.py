@@ -149,7 +149,7 @@ class Life(RuleBasedStateMachine):
         else:
             raise AssertionError("it never comes to rest")
         assert sorted(each.group for each in pods.values()) == list(range(world.replicas))
-        assert all(each.spec_generation == world.spec for each in pods.values())
+        assert all(each.template == world.spec for each in pods.values())
 
 
 TestLife = Life.TestCase

@@ -12,6 +12,7 @@ import typer
 from spillway.api.errors import SpillwayError
 from spillway.cli import job_commands
 from spillway.cli.agent_command import agent
+from spillway.cli.operator import operator
 from spillway.cli.options import (
     BatchSizeOption,
     BatchTokensOption,
@@ -162,6 +163,7 @@ def serve(
 
 
 app.command()(agent)
+app.command()(operator)
 app.command()(job_commands.submit)
 app.command("jobs")(job_commands.list_jobs)
 app.command()(job_commands.watch)

@@ -18,6 +18,7 @@ Manifest = dict[str, Any]
 _TIMEOUT_S = 30.0
 _PLURALS = {
     "ModelDeployment": "/apis/spillway.dev/v1alpha1/namespaces/{}/modeldeployments",
+    "Lease": "/apis/coordination.k8s.io/v1/namespaces/{}/leases",
     "Pod": "/api/v1/namespaces/{}/pods",
     "Service": "/api/v1/namespaces/{}/services",
 }

@@ -54,7 +54,11 @@ class Deployments:
         listed = await self._pods(deployment)
         pods = [agent_pod(each) for each in listed]
         decision = decide(
-            deployment.spec.replicas, deployment.metadata.generation, remembered(deployment.status), pods, now_s
+            deployment.spec.replicas,
+            agents.template(deployment, self.settings),
+            remembered(deployment.status),
+            pods,
+            now_s,
         )
         current = {(group.index, group.generation) for group in decision.groups}
         gated = [

@@ -8,7 +8,7 @@ from typing import Any
 from spillway.api.resources import quantity_bytes
 from spillway.operator.desired.agents import cpu_millis
 from spillway.operator.desired.groups import AgentPod, Phase
-from spillway.operator.names import GENERATION_LABEL, GPU, GROUP_LABEL, SPEC_ANNOTATION
+from spillway.operator.names import GENERATION_LABEL, GPU, GROUP_LABEL, TEMPLATE_ANNOTATION
 from spillway.operator.placement import Needs, Node, Taint
 
 Manifest = dict[str, Any]
@@ -22,7 +22,7 @@ def agent_pod(pod: Manifest) -> AgentPod:
         name=metadata["name"],
         group=int(metadata["labels"][GROUP_LABEL]),
         generation=int(metadata["labels"][GENERATION_LABEL]),
-        spec_generation=int(metadata["annotations"][SPEC_ANNOTATION]),
+        template=int(metadata["annotations"][TEMPLATE_ANNOTATION]),
         phase=Phase.LOST if deleting else _phase(pod),
         deleting=deleting,
         node=node_of(pod),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +15,7 @@ from spillway.operator.names import (
     GPU,
     GROUP_LABEL,
     PLACEMENT_GATE,
-    SPEC_ANNOTATION,
+    TEMPLATE_ANNOTATION,
 )
 from spillway.operator.placement import Needs, Toleration
 
@@ -99,11 +101,28 @@ def pod(deployment: ModelDeployment, group: int, generation: int, settings: Agen
 
     It never restarts in place: what started before and what starts now must differ in their generation.
     """
-    spec = deployment.spec
     name = f"{deployment.metadata.name}-{group}-{generation}"
     own = labels(deployment) | {GROUP_LABEL: str(group), GENERATION_LABEL: str(generation)}
     metadata = _metadata(deployment, name, own)
-    metadata["annotations"] = {SPEC_ANNOTATION: str(deployment.metadata.generation)}
+    metadata["annotations"] = {TEMPLATE_ANNOTATION: str(template(deployment, settings))}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": _pod_spec(deployment, name, settings)}
+
+
+def template(deployment: ModelDeployment, settings: AgentSettings) -> int:
+    """A digest of what agents are made from. The number of replicas is no part of it: scaling restarts nobody."""
+    text = json.dumps(_pod_spec(deployment, "", settings), sort_keys=True)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
+
+
+def on_node(node: str) -> Manifest:
+    """The node affinity that binds a gated pod to its node, and nowhere else."""
+    field = {"key": "metadata.name", "operator": "In", "values": [node]}
+    terms = {"nodeSelectorTerms": [{"matchFields": [field]}]}
+    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}
+
+
+def _pod_spec(deployment: ModelDeployment, name: str, settings: AgentSettings) -> Manifest:
+    spec = deployment.spec
     body: Manifest = {
         "schedulingGates": [{"name": PLACEMENT_GATE}],
         "restartPolicy": "Never",
@@ -126,14 +145,7 @@ def pod(deployment: ModelDeployment, group: int, generation: int, settings: Agen
     }
     if spec.kv.disk is not None:
         body["volumes"].append({"name": "kv", "emptyDir": {}})
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": body}
-
-
-def on_node(node: str) -> Manifest:
-    """The node affinity that binds a gated pod to its node, and nowhere else."""
-    field = {"key": "metadata.name", "operator": "In", "values": [node]}
-    terms = {"nodeSelectorTerms": [{"matchFields": [field]}]}
-    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}
+    return body
 
 
 def _container(deployment: ModelDeployment, name: str, settings: AgentSettings) -> Manifest:

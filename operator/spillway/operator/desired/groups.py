@@ -25,12 +25,12 @@ class Phase(Enum):
 
 @dataclass(frozen=True, slots=True)
 class AgentPod:
-    """What matters of a pod. `spec_generation`: of the ModelDeployment that it was made from."""
+    """What matters of a pod. `template`: a number that changes with what pods are made from."""
 
     name: str
     group: int
     generation: int
-    spec_generation: int
+    template: int
     phase: Phase
     deleting: bool = False
     node: str | None = None
@@ -62,7 +62,7 @@ def backoff_s(failures: int) -> float:
 
 
 def decide(
-    replicas: int, spec_generation: int, remembered: Sequence[Group], pods: Sequence[AgentPod], now_s: float
+    replicas: int, template: int, remembered: Sequence[Group], pods: Sequence[AgentPod], now_s: float
 ) -> Decision:
     """What should become of the groups. The same observation always gives the same decision.
 
@@ -87,7 +87,7 @@ def decide(
             else:
                 group = replace(group, generation=group.generation + 1)
                 create.append((index, group.generation))
-        elif pod.spec_generation != spec_generation and _may_renew(pod, pods, replicas, spec_generation):
+        elif pod.template != template and _may_renew(pod, pods, replicas, template):
             group = replace(group, generation=group.generation + 1, failures=0, not_before_s=0.0)
             delete.append(pod.name)
             create.append((index, group.generation))
@@ -112,13 +112,11 @@ def _after_loss(group: Group, pod: AgentPod | None, is_known: bool, now_s: float
     return replace(group, failures=failures, not_before_s=now_s + backoff_s(failures))
 
 
-def _may_renew(pod: AgentPod, pods: Sequence[AgentPod], replicas: int, spec_generation: int) -> bool:
+def _may_renew(pod: AgentPod, pods: Sequence[AgentPod], replicas: int, template: int) -> bool:
     if pod.phase is not Phase.READY:
         return True
     outdated = sorted(
-        each.group
-        for each in pods
-        if each.group < replicas and each.phase is Phase.READY and each.spec_generation != spec_generation
+        each.group for each in pods if each.group < replicas and each.phase is Phase.READY and each.template != template
     )
-    current = {each.group for each in pods if each.phase is Phase.READY and each.spec_generation == spec_generation}
+    current = {each.group for each in pods if each.phase is Phase.READY and each.template == template}
     return outdated[0] == pod.group and len(current | set(outdated)) == replicas
