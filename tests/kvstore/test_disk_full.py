@@ -1,5 +1,6 @@
 """A disk that is really full: a small file system of its own, or a file-size limit where none can be mounted."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -63,6 +64,21 @@ def test_a_disk_that_others_filled_is_a_miss(small_disk: Path) -> None:
         assert stats.put_drops == 0
         assert stats.tiers["disk"].blocks == 0
         assert stats.tiers["disk"].drops["full"] > 0
+        store.check()
+
+
+def test_a_full_disk_does_not_keep_a_store_from_opening(small_disk: Path) -> None:
+    config = store_config(small_disk, disk=40, deadlines=Deadlines(put_s=5, load_s=5))
+    with BlockStore.open(config) as store:
+        assert use(store, range(10)) == 10
+    with (small_disk / "others").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    with BlockStore.open(config) as store:
+        outs = [blank() for _ in range(10)]
+        assert all(store.get_many([(name(number), out) for number, out in enumerate(outs)]))
+        assert all(np.array_equal(out, content(number)) for number, out in enumerate(outs))
+        assert use(store, range(10, 20)) == 10, "what is allocated can be used"
         store.check()
 
 

@@ -21,6 +21,7 @@ _TIER_GAUGES: dict[str, tuple[str, Callable[[TierStats], float]]] = {
     "bytes": ("Bytes of memory or files allocated, metadata included.", lambda tier: tier.bytes),
     "budget_bytes": ("Bytes the tier may allocate.", lambda tier: tier.budget_bytes),
     "foreign_blocks": ("Blocks of another identity: never served, evicted first.", lambda tier: tier.foreign_blocks),
+    "damaged": ("Headers and files found damaged when the tier was opened.", lambda tier: tier.damaged),
     "lost_slots": ("Slots given up after an I/O error.", lambda tier: tier.lost_slots),
     "breaker_state": ("0 closed, 1 probing, 2 open.", lambda tier: _BREAKER[tier.breaker]),
 }

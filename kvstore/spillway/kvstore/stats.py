@@ -37,11 +37,11 @@ class TierStats:
     """One tier. Counts are since the store was opened; ``blocks`` and the byte figures are of now.
 
     ``bytes``: memory or file bytes allocated, metadata included. ``foreign_blocks``: of another identity, never served.
-    ``lost_slots``: given up after an I/O error. ``hits``: blocks delivered to a caller, verified. ``misses``: blocks a
-    caller asked for and this tier could not deliver, by reason. ``verify_failures``: loads, prefetches included, where
-    bytes or header were not what was asked for. ``stores``: blocks taken in, ``stored_bytes`` in the tier's form.
-    ``drops``: blocks not taken in, or given up before this tier had them, by reason. ``loaded_bytes``: of hits, as
-    delivered.
+    ``lost_slots``: given up after an I/O error. ``damaged``: headers and files found damaged when the store was opened.
+    ``hits``: blocks delivered to a caller, verified. ``misses``: blocks a caller asked for and this tier could not
+    deliver, by reason. ``verify_failures``: loads, prefetches included, where bytes or header were not what was asked
+    for. ``stores``: blocks taken in, ``stored_bytes`` in the tier's form. ``drops``: blocks not taken in, or given up
+    before this tier had them, by reason. ``loaded_bytes``: of hits, as delivered.
     """
 
     blocks: int
@@ -49,6 +49,7 @@ class TierStats:
     budget_bytes: int
     foreign_blocks: int
     lost_slots: int
+    damaged: int
     hits: int
     misses: dict[str, int]
     verify_failures: int

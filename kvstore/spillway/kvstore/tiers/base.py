@@ -19,6 +19,7 @@ class TierUsage:
 
     ``pinned``: slots whose block has left the books but whose bytes are still being read, or are just being written.
     ``foreign``: slots that hold blocks of another identity. ``lost``: slots given up after an I/O error.
+    ``damaged``: headers and files that were found damaged when the tier was opened; their slots are in use again.
     ``allocated_bytes``: memory or file bytes taken, metadata included; never above ``budget_bytes``.
     """
 
@@ -28,6 +29,7 @@ class TierUsage:
     pinned: int
     foreign: int = 0
     lost: int = 0
+    damaged: int = 0
     allocated_bytes: int = 0
     budget_bytes: int = 0
     evictions: int = 0

@@ -99,6 +99,7 @@ class Lane:
             budget_bytes=usage.budget_bytes,
             foreign_blocks=usage.foreign,
             lost_slots=usage.lost,
+            damaged=usage.damaged,
             hits=self.counters.hits,
             misses=dict(self.counters.misses),
             verify_failures=self.counters.verify_failures,

@@ -12,7 +12,9 @@ configuration names sharers, and a store holds one share, under a file lock that
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -25,6 +27,8 @@ import msgspec
 
 from ...errors import ConfigError, MountBusyError, MountError, MountMismatchError
 from ...identity import KVIdentity
+
+_log = logging.getLogger(__name__)
 
 _Books = TypeVar("_Books", bound=msgspec.Struct)
 
@@ -120,11 +124,10 @@ def _open_locked(directory: Path, books: MountBooks, share_budget: int, identity
         for descriptor in locks.values():
             os.close(descriptor)
     try:
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"process {os.getpid()}".encode(), 0)
+        _name_owner(lock)
         known = _read(chosen / "share.json", ShareBooks)
         generation = (known.generation if known else 0) + 1
-        _write(
+        _write_unless_full(
             chosen / "share.json",
             ShareBooks(
                 generation,
@@ -152,7 +155,7 @@ def _lock_free_shares(directory: Path, sharers: int) -> tuple[dict[Path, int], d
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holders[path] = os.pread(descriptor, 64, 0).decode(errors="replace") or "a process"
+            holders[path] = os.pread(descriptor, 64, 0).decode(errors="replace").strip() or "a process"
             os.close(descriptor)
         else:
             if path in wanted:
@@ -211,6 +214,29 @@ def _read(path: Path, kind: type[_Books]) -> _Books | None:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except (FileNotFoundError, msgspec.DecodeError):
         return None
+
+
+def _name_owner(lock: int) -> None:
+    """Say in the lock's file whose it is, for people; on a full disk it names the one before."""
+    try:
+        os.pwrite(lock, f"process {os.getpid()}".encode().ljust(32), 0)
+    except OSError as error:
+        _tolerate_full(error, "owner.lock")
+
+
+def _write_unless_full(path: Path, books: ShareBooks) -> None:
+    """A full disk must not keep a store from opening: generations are also found in the headers, blocks say whose."""
+    try:
+        _write(path, books)
+    except OSError as error:
+        _tolerate_full(error, path)
+        path.with_suffix(".tmp").unlink(missing_ok=True)
+
+
+def _tolerate_full(error: OSError, what: object) -> None:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        raise error
+    _log.warning("%s was not written anew: the disk is full", what)
 
 
 def _write(path: Path, books: msgspec.Struct) -> None:

@@ -10,7 +10,7 @@ from ...buffers import ThreadBuffer
 from ...header import BlockHeader
 from ...identity import BlockHash
 from .mount import Share
-from .segment import Segment, read_geometry
+from .segment import DamagedHeaderError, Segment, read_geometry
 
 _SCAN_THREADS = 8
 _SCAN_SLOTS = 256
@@ -31,6 +31,7 @@ class Scan:
 
     ``clean``: slots with no header that counts. ``stale``: slots whose block stands elsewhere with a later number.
     ``lost``: slots whose header cannot be read. ``unusable``: files with slots of another size, or no segments at all.
+    ``damaged``: headers and files that are not what was once written there; such slots are clean, such files unusable.
     """
 
     segments: list[Segment] = field(default_factory=list)
@@ -41,6 +42,7 @@ class Scan:
     lost: list[Place] = field(default_factory=list)
     unusable: list[Path] = field(default_factory=list)
     highest_sequence: int = 0
+    damaged: int = 0
 
 
 def scan_share(share: Share, scratch: ThreadBuffer, payload_bytes: int, identity: bytes, *, direct: bool) -> Scan:
@@ -49,7 +51,9 @@ def scan_share(share: Share, scratch: ThreadBuffer, payload_bytes: int, identity
     for path in share.segment_paths():
         try:
             geometry = read_geometry(path)
-            if geometry is not None and geometry.payload_bytes == payload_bytes:
+            if geometry is None:
+                scan.damaged += 1
+            elif geometry.payload_bytes == payload_bytes:
                 scan.segments.append(Segment(path, geometry, scratch, direct=direct))
                 continue
         except OSError:
@@ -84,7 +88,10 @@ def _read_headers(segment: Segment, slots: range) -> list[tuple[Place, BlockHead
 
 def _enter(scan: Scan, place: Place, header: BlockHeader | OSError | None, identity: bytes) -> None:
     scan.highest_sequence = max(scan.highest_sequence, place.sequence)
-    if isinstance(header, OSError):
+    if isinstance(header, DamagedHeaderError):
+        scan.damaged += 1
+        scan.clean.append(place)
+    elif isinstance(header, OSError):
         scan.lost.append(place)
     elif header is None:
         scan.clean.append(place)

@@ -29,6 +29,12 @@ _VERSION = 1
 _PAGE = struct.Struct("<8sIQQ")
 """magic, version, payload bytes per slot, slots; followed by the xxh3-64 of these."""
 _FLOOR_BYTES = 8
+_HIGHEST_FLOOR = 1 << 62
+"""No sequence number comes near it: a higher floor is damage, and must not drive the numbers over their end."""
+
+
+class DamagedHeaderError(OSError):
+    """Where a slot's header should be there is neither a header nor nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +128,8 @@ class Segment:
         self._scratch = scratch
         try:
             read_all(self._descriptor, [self._table], PAGE_BYTES)
+            # Without a floor old headers count again; the checksum tells if their bytes have been overwritten since.
+            self._floors[self._floors > _HIGHEST_FLOOR] = 0
         except OSError:
             os.close(self._descriptor)
             raise
@@ -155,10 +163,12 @@ class Segment:
         return found
 
     def read_header(self, slot: int) -> tuple[BlockHeader, int] | None:
-        """The header of a slot and its sequence if it counts, else None. Raises OSError."""
+        """The header of a slot and its sequence if it counts, else None. Raises OSError, `DamagedHeaderError` too."""
         page = self._scratch.bytes[self.geometry.payload_bytes :]
         read_all(self._descriptor, [page], self.geometry.offset(slot) + self.geometry.payload_bytes)
         found = unpack(page[:HEADER_BYTES].tobytes())
+        if found is None and page[:HEADER_BYTES].any():
+            raise DamagedHeaderError(f"{self.path} has a damaged header in slot {slot}")
         return found if found is not None and found[1] >= self.floor(slot) else None
 
     def floor(self, slot: int) -> int:

@@ -103,6 +103,9 @@ class DiskTier(Tier):
         self._clean = scan.clean
         self._stale = deque(scan.stale)
         self._lost = len(scan.lost)
+        self._damaged = scan.damaged
+        if scan.damaged:
+            _log.warning("%s: %d headers or files were found damaged", self._share.directory, scan.damaged)
         self._busy = 0
         self._writing: set[BlockHash] = set()
         generation = max(self._share.generation, (scan.highest_sequence >> _GENERATION_SHIFT) + 1)
@@ -187,6 +190,7 @@ class DiskTier(Tier):
                 pinned=self._busy,
                 foreign=len(self._foreign),
                 lost=self._lost,
+                damaged=self._damaged,
                 allocated_bytes=allocated_bytes,
                 budget_bytes=self._share.budget_bytes,
                 evictions=self._evictions,
