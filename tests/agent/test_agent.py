@@ -14,6 +14,10 @@ from typing import Any
 
 import pytest
 from agent_processes import Jobs, Processes, answers, free_port, listening, metric, page, processes, ready, until
+from certificates import Authority
+from typer.testing import CliRunner
+
+from spillway.cli.main import app
 
 WORDS = [
     "the",
@@ -169,20 +173,35 @@ def test_a_wrong_token_is_told_and_a_new_one_taken_up(
     assert "wrong-secret" not in started.log(f"agent-{health}")
 
 
+def kv(*arguments: str) -> tuple[int, str]:
+    """`spillway kv …` within this process: its exit status, and what it prints."""
+    ended = CliRunner().invoke(app, ["kv", *arguments])
+    assert ended.exception is None or isinstance(ended.exception, SystemExit), ended.exception
+    return ended.exit_code, ended.output
+
+
 @pytest.mark.skipif(shutil.which("redis-server") is None, reason="no redis-server on PATH")
-def test_blocks_of_one_agent_serve_another(
+def test_blocks_of_one_agent_serve_another_and_people_find_them(
     model: Path, quiet: dict[str, Any], started: Processes, tmp_path: Path
 ) -> None:
+    """Agents show each other certificates, and so do the commands for people."""
     port, redis, healths = free_port(), free_port(), [free_port(), free_port()]
-    secret = tmp_path / "secret"
+    authority, secret, source = Authority(tmp_path), tmp_path / "secret", tmp_path / "in.jsonl"
     secret.write_text("a secret of more than sixteen bytes")
+    source.write_text("".join(json.dumps(each) + "\n" for each in lines(3)))
+
+    def certified(name: str) -> list[str]:
+        pair = authority.certify(name)
+        files = ["--peer-tls-cert", str(pair.certificate), "--peer-tls-key", str(pair.key)]
+        return ["--peer-token-file", str(secret), *files, "--peer-tls-ca", str(authority.certificate)]
+
     started.gateway(port)
     started.run("redis-server", "--port", str(redis), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path))
     until(lambda: listening(redis), "Redis listens")
-    shared = ["--kv-index", f"redis://127.0.0.1:{redis}/0", "--peer-token-file", str(secret), "--device-kv", "300KiB"]
+    index = ["--kv-index", f"redis://127.0.0.1:{redis}/0"]
     for health, served in zip(healths, ("tiny", "other"), strict=True):
-        peer = ["--peer-listen", f"127.0.0.1:{free_port()}"]
-        started.agent(model, port, health, *shared, *peer, "--served-model", served)
+        more = ["--peer-listen", f"127.0.0.1:{free_port()}", "--device-kv", "300KiB", "--name", served]
+        started.agent(model, port, health, *index, *certified(served), *more, "--served-model", served)
         until(lambda health=health: ready(health), "the agent is ready")
         with Jobs(port) as jobs:
             name = jobs.submit(lines(40), served)
@@ -190,6 +209,24 @@ def test_blocks_of_one_agent_serve_another(
             assert jobs.output(name) == expected(quiet, 40)
     assert metric(healths[0], 'spillway_kv_tier_stores_total{tier="host"}') > 0
     assert metric(healths[1], 'spillway_kv_tier_hits_total{tier="peer"}') > 0
+    assert metric(healths[1], "spillway_kv_index_lease_held") == 1
+    job = ["--model", str(model), "--input", str(source), "--dtype", "float32"]
+    status, shown = kv("where", *job, *index, "--json")
+    prompts = [json.loads(row) for row in shown.splitlines()]
+    assert [prompt["custom_id"] for prompt in prompts] == ["r0", "r1", "r2"]
+    assert all(prompt["found_from_start"] > 0 for prompt in prompts), "blocks are named as the agents name them"
+    person = certified("person")
+    status, shown = kv("verify", *index, *person)
+    assert status == 0, shown
+    assert kv("warm", "--node", "tiny", *job, *index, *person, "--line", "1")[0] in (0, 3)
+    found = json.loads(kv("status", *index, "--json")[1])["identities"][0]["nodes"]
+    assert {node["node"]: node["live"] for node in found} == {"tiny": True, "other": True}
+    assert all(node["figures"]["hit_share"] is not None for node in found)
+    stranger = Authority(tmp_path, "another").certify("stranger")
+    person[3], person[5] = str(stranger.certificate), str(stranger.key)
+    status, shown = kv("verify", *index, *person)
+    assert status == 3
+    assert "whole" not in shown.replace("0 whole", "")
 
 
 def test_what_is_wrong_with_the_command_is_said(model: Path, tmp_path: Path) -> None:

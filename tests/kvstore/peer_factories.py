@@ -13,9 +13,11 @@ from spillway.kvstore.header import BlockHeader
 from spillway.kvstore.index.base import PEER, Location
 from spillway.kvstore.index.memory import MemoryIndex
 from spillway.kvstore.outcomes import MissReason, StoreOutcome
+from spillway.kvstore.peer.orders import Orders
 from spillway.kvstore.peer.server import BlockServer
 from spillway.kvstore.peer.sources import Sources
 from spillway.kvstore.peer.tier import PeerTier
+from spillway.kvstore.peer.wire import Result
 from spillway.kvstore.sealing import Sealer
 from spillway.kvstore.tiers.base import Tier, TierIndex, TierUsage
 from spillway.kvstore.tiers.host import HostTier
@@ -43,8 +45,9 @@ class KnownPeers(MemoryIndex):
         for block in blocks:
             self.remote[block] = tuple(Location("host", at, generation, at) for at in addresses)
 
-    def locate(self, block: BlockHash) -> tuple[Location, ...]:
-        return (*super().locate(block), *self.remote.get(block, ()))
+    def locate(self, blocks: Sequence[BlockHash]) -> list[tuple[Location, ...]]:
+        here = super().locate(blocks)
+        return [(*own, *self.remote.get(block, ())) for block, own in zip(blocks, here, strict=True)]
 
     def longest_prefix(self, blocks: Sequence[BlockHash], among: Collection[str]) -> int:
         for count, block in enumerate(blocks):
@@ -57,12 +60,14 @@ class KnownPeers(MemoryIndex):
 class Served:
     """A host tier of ``blocks`` blocks behind a block server."""
 
-    def __init__(self, blocks: int, config: PeersConfig | None = None) -> None:
+    def __init__(self, blocks: int, config: PeersConfig | None = None, generation: int = 0) -> None:
         slab = Slab(BLOCK_BYTES, host_bytes(blocks))
         self.held = HostTier("host", slab, LRU(), TierIndex(MemoryIndex(), "host"), lambda block: True)
         self.sealer = Sealer(IDENTITY.digest(), BLOCK_BYTES)
         sources = Sources(Lane(self.held, self.sealer), self.held, None)
-        self.server = BlockServer(config or peers(), IDENTITY.digest(), sources)
+        self.generation = generation
+        self.server = BlockServer(config or peers(), IDENTITY.digest(), sources, lambda: self.generation)
+        self.server.start(Orders([Lane(self.held, self.sealer)], lambda blocks: [Result.FAILED] * len(blocks)))
 
     def close(self) -> None:
         assert self.server.close(PATIENT_S)

@@ -28,7 +28,7 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def cluster_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     servers = start_cluster(tmp_path_factory.mktemp("cluster"))
-    yield servers[0].url
+    yield servers[0].url.replace("redis://", "redis+cluster://")
     for server in servers:
         server.kill()
 
@@ -39,19 +39,18 @@ def index(request: pytest.FixtureRequest) -> Iterator[BlockIndex]:
     if request.param == "memory":
         made = MemoryIndex()
     else:
-        cluster = request.param == "redis-cluster"
-        url = request.getfixturevalue("cluster_url" if cluster else "redis_url")
-        made = RedisIndex(RedisConfig(url, "node-a", cluster=cluster, prefix=uuid4().hex), IDENTITY.digest())
+        url = request.getfixturevalue("cluster_url" if request.param == "redis-cluster" else "redis_url")
+        made = RedisIndex(RedisConfig(url, "node-a", prefix=uuid4().hex), IDENTITY.digest())
     yield made
     made.close()
 
 
 def tiers_of(index: BlockIndex, number: int) -> list[str]:
-    return [location.tier for location in index.locate(CHAIN[number]) if not location.node]
+    return [location.tier for location in index.locate(CHAIN[number : number + 1])[0] if not location.node]
 
 
 def test_an_unknown_block_is_nowhere(index: BlockIndex) -> None:
-    assert index.locate(CHAIN[0]) == ()
+    assert index.locate(CHAIN[:2]) == [(), ()]
     assert index.longest_prefix(CHAIN, ("host", "disk")) == 0
 
 
@@ -111,3 +110,11 @@ def test_changes_from_many_threads_all_count(index: BlockIndex) -> None:
         thread.join()
     for tier, mine in work_of.items():
         assert index.snapshot(tier) == {CHAIN[number] for number in mine}
+
+
+def test_a_list_is_located_past_its_gaps(index: BlockIndex) -> None:
+    index.publish("host", [CHAIN[0], CHAIN[2]])
+    index.publish("disk", [CHAIN[2], CHAIN[7]])
+    found = [[place.tier for place in places] for places in index.locate(CHAIN)]
+    assert found == [["host"], [], ["host", "disk"], [], [], [], [], ["disk"]]
+    assert index.locate([]) == []

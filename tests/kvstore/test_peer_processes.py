@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -108,8 +107,7 @@ def test_a_restarted_peer_is_another_generation(tmp_path: Path) -> None:
 
 
 def _serve(listen: str, generation: int) -> None:
-    config = replace(peers(listen), generation=generation)
-    served = Served(BLOCKS, config)
+    served = Served(BLOCKS, peers(listen), generation)
     for number in range(BLOCKS):
         served.held.store(header_of(number, content(number)), content(number))
     sys.stdout.write(served.server.address + "\n")

@@ -121,6 +121,19 @@ def test_a_stranger_is_refused_with_a_reason(served: Served, other: dict[str, ob
     assert isinstance(answer_of(served.server.address), BlockHeader), "and the server goes on"
 
 
+def test_a_new_generation_of_a_running_server_turns_old_links_away(served: Served) -> None:
+    fill(served, 1, 2)
+    index = KnownPeers()
+    index.say([name(1), name(2)], served.server.address)
+    tier = client(index)
+    assert isinstance(tier.load(name(1), blank()), BlockHeader)
+    served.generation = 3
+    assert tier.load(name(2), blank()) is MissReason.REFUSED
+    index.say([name(1)], served.server.address, generation=3)
+    assert isinstance(tier.load(name(1), blank()), BlockHeader)
+    tier.close()
+
+
 def test_too_many_connections_are_turned_away() -> None:
     served = Served(4, peers(connections=1))
     fill(served, 1)

@@ -10,6 +10,7 @@ import pytest
 from kv_factories import IDENTITY, OTHER_IDENTITY, name
 from redis_servers import RedisServer, start_cluster
 
+from spillway.kvstore import BlockHash
 from spillway.kvstore.errors import ConfigError
 from spillway.kvstore.index.base import PEER, Location
 from spillway.kvstore.index.redis import RedisIndex
@@ -41,7 +42,8 @@ def open_node(servers: list[RedisServer]) -> Iterator[Open]:
 
     def open_index(node: str, identity: bytes = IDENTITY.digest(), **settings: object) -> RedisIndex:
         about = {"lease_s": 2.0, "near_s": 0.0, "timeout_s": 0.5, "prefix": prefix} | settings
-        config = RedisConfig(servers[0].url, node, f"{node}:7000", cluster=len(servers) > 1, **about)  # type: ignore[arg-type]
+        url = servers[0].url.replace("redis:", "redis+cluster:") if len(servers) > 1 else servers[0].url
+        config = RedisConfig(url, node, f"{node}:7000", **about)  # type: ignore[arg-type]
         opened.append(RedisIndex(config, identity))
         return opened[-1]
 
@@ -60,6 +62,10 @@ def eventually(holds: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+def place_of(index: RedisIndex, block: BlockHash) -> tuple[Location, ...]:
+    return index.locate((block,))[0]
+
+
 def seen(index: RedisIndex) -> int:
     return index.longest_prefix(CHAIN, (PEER,))
 
@@ -70,17 +76,47 @@ def test_a_block_of_another_node_says_where_it_is(open_node: Open) -> None:
     a.publish("disk", CHAIN[1:3])
     assert a.settle(PATIENCE_S)
     assert b.settle(PATIENCE_S)
-    assert b.locate(CHAIN[1]) == (Location("host", "a", 1, "a:7000"), Location("disk", "a", 1, "a:7000"))
+    assert place_of(b, CHAIN[1]) == (Location("host", "a", 1, "a:7000"), Location("disk", "a", 1, "a:7000"))
     assert seen(b) == 3
     assert b.longest_prefix(CHAIN, ("host",)) == 0
-    assert a.locate(CHAIN[0]) == (Location("host"),)
+    assert place_of(a, CHAIN[0]) == (Location("host"),)
     assert seen(a) == 0, "its own entries are not elsewhere"
     b.publish("host", CHAIN[3:5])
     assert b.longest_prefix(CHAIN, ("host", PEER)) == 5
     a.withdraw("host", CHAIN[:2])
     assert a.settle(PATIENCE_S)
-    assert b.locate(CHAIN[0]) == ()
-    assert [place.tier for place in b.locate(CHAIN[1])] == ["disk"]
+    assert place_of(b, CHAIN[0]) == ()
+    assert [place.tier for place in place_of(b, CHAIN[1])] == ["disk"]
+
+
+def test_a_chain_is_located_in_one_round_trip(open_node: Open) -> None:
+    a, b = open_node("a"), open_node("b")
+    a.publish("host", CHAIN[:10])
+    a.publish("disk", CHAIN[20:])
+    b.publish("host", CHAIN[5:15])
+    assert a.settle(PATIENCE_S)
+    assert b.settle(PATIENCE_S)
+    before = b.stats()
+    found = b.locate(CHAIN)
+    # Renewals may come between, so calls are held against the look-ups that were not answered from nearby.
+    assert b.stats().near["misses"] - before.near.get("misses", 0) == len(CHAIN)
+    assert b.stats().calls["answered"] - before.calls["answered"] <= 2
+    assert ["".join(place.node or "-" for place in places) for places in found] == (
+        ["a"] * 5 + ["-a"] * 5 + ["-"] * 5 + [""] * 5 + ["a"] * 20
+    )
+
+
+def test_an_answer_is_used_again_for_a_moment(open_node: Open) -> None:
+    a, b = open_node("a"), open_node("b", near_s=60.0)
+    a.publish("host", CHAIN[:10])
+    assert a.settle(PATIENCE_S)
+    assert seen(b) == 10
+    misses = b.stats().near["misses"]
+    assert seen(b) == 10
+    assert [len(places) for places in b.locate(CHAIN[:11])] == [1] * 10 + [0]
+    assert b.stats().near["misses"] == misses, "the chain and its end were known"
+    b.locate(CHAIN[:20])
+    assert b.stats().near["misses"] == misses + 9, "what lies behind the gap was not"
 
 
 def test_two_nodes_hold_one_block_and_one_lets_go(open_node: Open) -> None:
@@ -88,10 +124,10 @@ def test_two_nodes_hold_one_block_and_one_lets_go(open_node: Open) -> None:
     for node in (a, b):
         node.publish("host", CHAIN)
         assert node.settle(PATIENCE_S)
-    assert {place.node for place in c.locate(CHAIN[7])} == {"a", "b"}
+    assert {place.node for place in place_of(c, CHAIN[7])} == {"a", "b"}
     a.withdraw("host", CHAIN)
     assert a.settle(PATIENCE_S)
-    assert {place.node for place in c.locate(CHAIN[7])} == {"b"}
+    assert {place.node for place in place_of(c, CHAIN[7])} == {"b"}
     b.close()
     assert seen(c) == 0
 
@@ -113,7 +149,7 @@ def test_a_new_life_of_a_node_hides_the_old_ones_entries_at_once(open_node: Open
     assert seen(b) == 0
     again.publish("host", CHAIN[:3])
     assert again.settle(PATIENCE_S)
-    assert b.locate(CHAIN[0]) == (Location("host", "a", 2, "a:7000"),)
+    assert place_of(b, CHAIN[0]) == (Location("host", "a", 2, "a:7000"),)
     a.publish("host", CHAIN[3:6])
     eventually(lambda: a.stats().writer.get("fenced", 0) > 0)
     assert seen(b) == 3, "the old life may not write any more"
@@ -135,7 +171,7 @@ def test_a_restart_is_made_good(open_node: Open, servers: list[RedisServer], wit
     a.withdraw("host", CHAIN[:1])
     a.publish("disk", CHAIN[:1])
     eventually(lambda: seen(b) == len(CHAIN))
-    assert [place.tier for place in b.locate(CHAIN[0])] == ["disk"]
+    assert [place.tier for place in place_of(b, CHAIN[0])] == ["disk"]
 
 
 def test_writes_that_redis_forgot_are_written_again(open_node: Open, servers: list[RedisServer]) -> None:
@@ -194,6 +230,38 @@ def test_a_dead_nodes_entries_are_invisible_and_then_gone(open_node: Open, serve
         with redis.Redis(port=server.port) as client:
             assert client.keys("*:b:*") == []
             assert client.keys("*:r:*") == []
+
+
+@pytest.mark.parametrize("servers", ["redis"], indirect=True)
+def test_a_large_dead_node_is_cleaned_by_one_of_the_living(open_node: Open, servers: list[RedisServer]) -> None:
+    """Past 512 buckets a set is hashed, so that a scan from its start would come upon ever more empty places."""
+    many = [name(number) for number in range(3000)]
+    a, living = open_node("a"), [open_node(node) for node in "bcd"]
+    a.publish("host", many)
+    assert a.settle(PATIENCE_S)
+    a.close()
+    eventually(lambda: sum(node.stats().writer.get("cleaned", 0) for node in living) == len(many))
+    with redis.Redis(port=servers[0].port) as client:
+        assert client.keys("*:b:*") == []
+        assert client.keys("*:r:*") == []
+
+
+def test_who_is_long_dead_is_forgotten_and_numbers_are_not_used_again(
+    open_node: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spillway.kvstore.index.redis_cleaner._FORGET_S", 0.0)
+    a, b = open_node("a"), open_node("b")
+    a.publish("host", CHAIN)
+    assert a.settle(PATIENCE_S)
+    a.close()
+    eventually(lambda: b.stats().writer.get("forgotten", 0) == 1)
+    again, c = open_node("a"), open_node("c")
+    for node in (again, c):
+        node.publish("host", CHAIN[:3])
+        assert node.settle(PATIENCE_S)
+    assert {place.node for place in place_of(b, CHAIN[0])} == {"a", "c"}
+    assert b._writer.number == 2
+    assert {again._writer.number, c._writer.number} == {3, 4}
 
 
 def test_too_many_changes_are_dropped_counted_and_made_good(open_node: Open) -> None:

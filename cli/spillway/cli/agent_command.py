@@ -18,9 +18,16 @@ from spillway.cli.options import (
     DiskKvOption,
     DtypeOption,
     HostKvOption,
+    KvIndexOption,
     ModelOption,
+    PeerTlsCaOption,
+    PeerTlsCertOption,
+    PeerTlsKeyOption,
+    PeerTlsNameOption,
+    PeerTokenFileOption,
     SeedOption,
 )
+from spillway.cli.peer_options import PeerSecrets
 
 if TYPE_CHECKING:
     from spillway.node_agent.sharing import SharingConfig
@@ -52,21 +59,18 @@ def agent(
     name: Annotated[
         str, typer.Option(help="Who this agent is, in histories. Default: host, process, and chance.")
     ] = "",
-    kv_index: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL", envvar="SPILLWAY_KV_INDEX", help="Redis where agents tell which blocks they have: redis://…"
-        ),
-    ] = None,
+    kv_index: KvIndexOption = None,
     peer_listen: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="Let other agents load blocks from this one.")
     ] = "",
     peer_address: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="Where they reach it. Default: what --peer-listen says.")
     ] = "",
-    peer_token_file: Annotated[
-        Path | None, typer.Option(help="File with the secret that agents share among themselves, 16 bytes or more.")
-    ] = None,
+    peer_token_file: PeerTokenFileOption = None,
+    peer_tls_cert: PeerTlsCertOption = None,
+    peer_tls_key: PeerTlsKeyOption = None,
+    peer_tls_ca: PeerTlsCaOption = None,
+    peer_tls_name: PeerTlsNameOption = "",
     max_lines: Annotated[
         int | None,
         typer.Option(min=1, max=4096, help="Lines held at once. Default: 32 on CPU, twice --max-batch-size on CUDA."),
@@ -103,7 +107,8 @@ def agent(
         raise AgentUsageError("--tls-cert, --tls-key and --tls-server-name need TLS", "Add --tls or --tls-ca.")
     secure = Tls(tls_ca, tls_cert, tls_key) if tls or tls_ca else None
     target = Target(gateway, secure, token_file, tls_server_name)
-    sharing = _sharing(kv_index, (peer_listen, peer_address), peer_token_file, name)
+    secrets = PeerSecrets(peer_token_file, peer_tls_cert, peer_tls_key, peer_tls_ca, peer_tls_name)
+    sharing = _sharing(kv_index, (peer_listen, peer_address, health_listen or ""), secrets, name)
     from spillway.cli.agent import AgentOptions
     from spillway.cli.agent import agent as serve_lines
 
@@ -131,19 +136,26 @@ def agent(
     )
 
 
-def _sharing(url: str | None, addresses: tuple[str, str], token_file: Path | None, name: str) -> SharingConfig | None:
+def _sharing(url: str | None, addresses: tuple[str, str, str], secrets: PeerSecrets, name: str) -> SharingConfig | None:
+    """``addresses``: of the block server, where it listens and where others reach it; of the pages about health."""
+    listen, address, health = addresses
+    token, tls = secrets.read_token(), secrets.tls()
     if url is None:
-        if any(addresses) or token_file is not None:
+        if listen or address or token:
             raise AgentUsageError("peers find each other through an index", "Give --kv-index.")
         return None
-    if any(addresses) and token_file is None:
+    if (listen or address) and not token:
         raise AgentUsageError("peers need a secret", "Give --peer-token-file.")
-    try:
-        token = b"" if token_file is None else token_file.read_bytes().strip()
-    except OSError as error:
-        raise AgentUsageError(f"{token_file} cannot be read: {error.strerror}") from error
     from spillway.node_agent.agent.agent import agent_name
     from spillway.node_agent.sharing import SharingConfig
 
-    listen, address = addresses
-    return SharingConfig(url, name or agent_name(), listen, address or listen, token)
+    address = address or listen
+    return SharingConfig(url, name or agent_name(), listen, address, token, tls, _reachable(health, address))
+
+
+def _reachable(listen: str, beside: str) -> str:
+    """Where others reach what listens on ``listen``: on all interfaces, that is the host of ``beside``."""
+    host, _, port = listen.rpartition(":")
+    if host in ("", "0.0.0.0", "[::]"):  # noqa: S104 - told apart, not bound
+        host = beside.rpartition(":")[0]
+    return f"{host}:{port}" if host and port else ""

@@ -12,6 +12,7 @@ import typer
 from spillway.api.errors import SpillwayError
 from spillway.cli import job_commands
 from spillway.cli.agent_command import agent
+from spillway.cli.kv_commands import kv
 from spillway.cli.operator import operator
 from spillway.cli.options import (
     BatchSizeOption,
@@ -164,6 +165,7 @@ def serve(
 
 app.command()(agent)
 app.command()(operator)
+app.add_typer(kv, name="kv")
 app.command()(job_commands.submit)
 app.command("jobs")(job_commands.list_jobs)
 app.command()(job_commands.watch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -64,3 +65,24 @@ BatchTokensOption = Annotated[
 ]
 BatchSizeOption = Annotated[int, typer.Option(min=1, help="Sequences that run at once.")]
 SeedOption = Annotated[int, typer.Option(help="Seed of lines that sample without one of their own.")]
+
+KvIndexOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        envvar="SPILLWAY_KV_INDEX",
+        help="Redis where agents tell which blocks they have: redis://…, rediss://… with TLS, redis+cluster://… for a "
+        "Redis Cluster. The variable keeps a password out of the list of processes.",
+    ),
+]
+PeerTokenFileOption = Annotated[
+    Path | None, typer.Option(help="File with the secret that agents share among themselves, 16 bytes or more.")
+]
+PeerTlsCertOption = Annotated[Path | None, typer.Option(help="Certificate that we show to agents' block servers, PEM.")]
+PeerTlsKeyOption = Annotated[Path | None, typer.Option(help="Its private key, PEM.")]
+PeerTlsCaOption = Annotated[
+    Path | None, typer.Option(help="The authority that certifies all agents' block servers and their callers, PEM.")
+]
+PeerTlsNameOption = Annotated[
+    str, typer.Option(help="The name in those certificates. Default: the host of each agent's address.")
+]

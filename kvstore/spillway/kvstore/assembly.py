@@ -29,7 +29,7 @@ from .transfer.reads import ReadQueue
 class Parts:
     """What a store is made of. ``readers``: tiers below host memory that blocks are loaded from, nearest first.
 
-    ``own``: those of them that belong to this node.
+    ``own``: those of them that belong to this node. ``server``: has its address, and is still to be started.
     """
 
     index: BlockIndex
@@ -79,7 +79,7 @@ def assemble(config: StoreConfig, index: BlockIndex, remote: Sequence[Tier]) -> 
     server = None
     if config.peers is not None and config.peers.listen:
         try:
-            server = BlockServer(config.peers, identity, Sources(host, held, disk))
+            server = BlockServer(config.peers, identity, Sources(host, held, disk), lambda: index.generation)
         except ConfigError:
             demotion.close(config.deadlines.close_s)
             for reader in readers:

@@ -51,3 +51,15 @@ class PeerProtocolError(PeerError):
 
 class PeerRefusedError(PeerError):
     """A peer refused us, and said why."""
+
+
+class IndexUnavailableError(KVStoreError):
+    """The Redis index does not answer, or refuses: for people who asked; a store goes on without it."""
+
+
+class StillLivingError(KVStoreError):
+    """What was to be removed belongs to a node or a store that is alive."""
+
+
+class NodeUnreachableError(KVStoreError):
+    """A node's block server cannot be reached, or refuses; the message says why and what to do."""

@@ -12,6 +12,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from .index.base import IndexStats
 from .stats import Latencies, StoreStats, TierStats
 
 _BREAKER = {"closed": 0, "probing": 1, "open": 2}
@@ -61,6 +62,8 @@ class StoreCollector(Collector):
         yield GaugeMetricFamily("spillway_kv_queued_writes", "Blocks on their way to disk.", value=stats.queued_writes)
         yield GaugeMetricFamily("spillway_kv_queued_reads", "Loads no thread has taken yet.", value=stats.queued_reads)
         yield from self._tiers(stats.tiers)
+        if stats.index is not None:
+            yield from _index(stats.index)
 
     def _tiers(self, tiers: dict[str, TierStats]) -> Iterator[Metric]:
         for family_of, table in ((GaugeMetricFamily, _TIER_GAUGES), (CounterMetricFamily, _TIER_COUNTERS)):
@@ -80,6 +83,21 @@ class StoreCollector(Collector):
             for latencies, histogram in ((figures.load_latency, load), (figures.store_latency, store)):
                 histogram.add_metric([tier], _buckets(latencies), sum_value=latencies.total_s)
         yield from (misses, drops, load, store)
+
+
+def _index(index: IndexStats) -> Iterator[Metric]:
+    """Of the index that nodes share."""
+    yield _by_label("index_calls", "Calls to Redis, by outcome.", "outcome", index.calls)
+    yield _by_label("index_near", "Blocks looked up, by whether a recent answer served.", "outcome", index.near)
+    yield _by_label("index_changes", "What became of changes, and of entries of the dead.", "outcome", index.writer)
+    for name, text, value in (
+        ("queued_changes", "Blocks whose entry in Redis may differ from what is here.", index.queued_changes),
+        ("generation", "Of this node's lease; 0 before it had one.", index.generation),
+        ("lease_held", "Whether this node holds its lease, as far as it knows.", index.held),
+        ("breaker_state", "0 closed, 1 probing, 2 open.", _BREAKER[index.breaker]),
+    ):
+        yield GaugeMetricFamily(f"spillway_kv_index_{name}", text, value=value)
+    yield CounterMetricFamily("spillway_kv_index_breaker_trips", "Times it opened.", value=index.breaker_trips)
 
 
 def _by_label(name: str, text: str, label: str, values: dict[str, int]) -> CounterMetricFamily:

@@ -6,6 +6,8 @@ import threading
 from collections import Counter
 from dataclasses import dataclass, field
 
+from .index.base import IndexStats
+
 _BUCKETS = 28
 
 
@@ -68,7 +70,7 @@ class TierStats:
 @dataclass(frozen=True, slots=True)
 class StoreStats:
     """The whole store. ``misses``: blocks that no tier delivered. ``prefetches``: blocks, by what came of them.
-    ``served``: what the block server did for peers, by outcome; empty where there is none.
+    ``served``: what the block server did for peers, by outcome; empty where there is none. ``index``: the shared one's.
     """
 
     tiers: dict[str, TierStats]
@@ -81,6 +83,7 @@ class StoreStats:
     queued_writes: int
     queued_reads: int
     served: dict[str, int] = field(default_factory=dict)
+    index: IndexStats | None = None
 
 
 @dataclass(slots=True)

@@ -17,6 +17,8 @@ from .identity import BlockHash
 from .index.base import BlockIndex, Location
 from .index.memory import MemoryIndex
 from .outcomes import MissReason, StoreOutcome
+from .peer.orders import Orders
+from .peer.wire import Result
 from .planning.job_plan import JobPlan
 from .planning.prefetch import Prefetcher
 from .stats import StoreStats
@@ -47,6 +49,9 @@ class BlockStore:
         self._prefetcher = Prefetcher(parts.uses, parts.held, parts.readers, self._promote)
         self._closed = False
         self._puts = self._put_drops = self._gets = self._hits = 0
+        if parts.server is not None:
+            lanes = [lane for lane in self._lanes() if lane.tier is parts.held or lane.tier in parts.own]
+            parts.server.start(Orders(lanes, self._warm))
 
     @classmethod
     def open(cls, config: StoreConfig, index: BlockIndex | None = None, remote: Sequence[Tier] = ()) -> BlockStore:
@@ -114,7 +119,7 @@ class BlockStore:
     def locate(self, block: BlockHash) -> tuple[Location, ...]:
         """Every tier that holds ``block``, nearest first, working or not."""
         self._require_open()
-        return self._parts.index.locate(block)
+        return self._parts.index.locate((block,))[0]
 
     def prefetch(self, blocks: Sequence[BlockHash]) -> None:
         """Hint that ``blocks`` are needed soon: those below host memory are copied to it, after all urgent loads."""
@@ -174,6 +179,7 @@ class BlockStore:
             queued_writes=self._demotion.pending,
             queued_reads=sum(reader.queued for reader in self._parts.readers),
             served=self._parts.server.outcomes if self._parts.server else {},
+            index=self._parts.index.stats(),
         )
 
     def check(self) -> None:
@@ -286,6 +292,18 @@ class BlockStore:
             if coldest and not self._parts.policies[0].sooner(header.block, coldest[0]):
                 return False
         return self._host.put_stored(header, stored, lane.sealer).held
+
+    def _warm(self, blocks: Sequence[BlockHash]) -> list[Result]:
+        """Prefetch ``blocks`` on somebody's order; which are in host memory, or may come to be."""
+        if not self._retains:
+            return [Result.FAILED] * len(blocks)
+        below = [any(held) for held in zip(*(reader.holds(blocks) for reader in self._parts.readers), strict=True)]
+        below = below or [False] * len(blocks)
+        self.prefetch([block for block, held in zip(blocks, below, strict=True) if held])
+        return [
+            Result.DONE if self._held.contains(block) else Result.PENDING if held else Result.ABSENT
+            for block, held in zip(blocks, below, strict=True)
+        ]
 
     def _rekey(self, blocks: Sequence[BlockHash]) -> None:
         for policy in self._parts.policies:

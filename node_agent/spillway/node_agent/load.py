@@ -14,6 +14,7 @@ from spillway.node_agent.checkpoint import Checkpoint
 from spillway.node_agent.completion import Limits
 from spillway.node_agent.engine import Engine
 from spillway.node_agent.models.decoder import Decoder
+from spillway.node_agent.models.spec import DecoderSpec
 from spillway.node_agent.models.weights import LoadOptions
 from spillway.node_agent.pool import allocate_pool, block_bytes
 from spillway.node_agent.rank import Rank
@@ -83,16 +84,7 @@ def load_engine(checkpoint: Checkpoint, weights_digest: str, config: EngineConfi
     tokenizer = Tokenizer.load(checkpoint.folder)
     shape = (spec.layers, 2, spec.kv_heads, config.block_tokens, spec.head_dim)
     pool = allocate_pool(config.device_kv_bytes, shape, dtype, device)
-    identity = KVIdentity(
-        weights_digest=weights_digest,
-        kv_dtype=config.dtype,
-        kv_quantization="none",
-        block_tokens=config.block_tokens,
-        layers=(0, spec.layers),
-        tensor_rank=0,
-        tensor_size=1,
-        positions_digest=spec.positions_digest().hex(),
-    )
+    identity = kv_identity(spec, weights_digest, config.dtype, config.block_tokens)
     decoder = Decoder.load(checkpoint, LoadOptions(dtype=dtype, device=device))
     store = _open_store(config, identity, block_bytes(shape, dtype))
     blocks = BlockManager(pool.shape[0], config.block_tokens)
@@ -103,13 +95,27 @@ def load_engine(checkpoint: Checkpoint, weights_digest: str, config: EngineConfi
     return LoadedModel(engine, limits_of_lines, block_bytes(shape, dtype))
 
 
+def kv_identity(spec: DecoderSpec, weights_digest: str, dtype: str, block_tokens: int) -> KVIdentity:
+    """Whose blocks an engine makes with these settings. ``weights_digest``: of the checkpoint, hex."""
+    return KVIdentity(
+        weights_digest=weights_digest,
+        kv_dtype=dtype,
+        kv_quantization="none",
+        block_tokens=block_tokens,
+        layers=(0, spec.layers),
+        tensor_rank=0,
+        tensor_size=1,
+        positions_digest=spec.positions_digest().hex(),
+    )
+
+
 def _open_store(config: EngineConfig, identity: KVIdentity, size: int) -> BlockStore | None:
     if not config.host_kv_bytes and not config.disk_kv_bytes:
         return None
     index, peers = None, None
     try:
         if config.sharing is not None:
-            index, peers = open_shared(config.sharing, identity)
+            index, peers = open_shared(config.sharing, identity, size)
         settings = StoreConfig(
             size,
             identity,

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field
 
 from spillway.kvstore import KVIdentity, PeersConfig
+from spillway.kvstore.index.about import About
 from spillway.kvstore.index.redis import RedisIndex
 from spillway.kvstore.index.redis_client import RedisConfig
-
-log = logging.getLogger(__name__)
-
-FIRST_CONTACT_S = 10.0
+from spillway.kvstore.peer.tls import PeerTls
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +16,8 @@ class SharingConfig:
     """`index_url`: the Redis, with password and TLS as redis-py reads them. `node`: unique among those that share it.
 
     `peer_listen`: "host:port" of the block server, empty to serve nobody; `peer_address`: where others reach it.
-    `peer_token`: the secret that all peers share, 16 bytes or more.
+    `peer_token`: the secret that all peers share, 16 bytes or more. `metrics`: "host:port" of this agent's pages as
+    people reach them, told to whoever asks the index about this node.
     """
 
     index_url: str = field(repr=False)
@@ -27,25 +25,33 @@ class SharingConfig:
     peer_listen: str = ""
     peer_address: str = ""
     peer_token: bytes = field(default=b"", repr=False)
+    peer_tls: PeerTls | None = None
+    metrics: str = ""
 
 
-def open_shared(config: SharingConfig, identity: KVIdentity) -> tuple[RedisIndex, PeersConfig | None]:
-    """The index, and how to serve and load blocks; no peers without a token.
+def open_shared(config: SharingConfig, identity: KVIdentity, block_bytes: int) -> tuple[RedisIndex, PeersConfig | None]:
+    """The index, and how to serve and load blocks; no peers without a token. Does not wait for Redis.
 
-    A block server has the generation that the index gave this node at its start. With Redis away for `FIRST_CONTACT_S`,
-    or a new generation later, peers get misses from this node, and it still loads from them.
+    With Redis away peers get misses from this node, and it from them, until it is back.
 
     Raises:
-        ConfigError: the settings cannot work.
+        ConfigError: the settings cannot work, or the TLS files cannot be used.
     """
-    index = RedisIndex(RedisConfig(config.index_url, config.node, config.peer_address), identity.digest())
-    if not config.peer_token:
-        return index, None
-    if not index.settle(FIRST_CONTACT_S):
-        log.warning("the index in Redis has not answered; other agents cannot load blocks from this one")
-    generation = index.stats().generation
-    try:
-        return index, PeersConfig(token=config.peer_token, listen=config.peer_listen, generation=generation)
-    except BaseException:
-        index.close()
-        raise
+    about = About(
+        identity=identity.digest().hex(),
+        weights=identity.weights_digest,
+        dtype=identity.kv_dtype,
+        rank=f"{identity.tensor_rank}/{identity.tensor_size}",
+        block_bytes=block_bytes,
+        metrics=config.metrics,
+    )
+    peers, tls = None, config.peer_tls
+    if config.peer_token:
+        peers = PeersConfig(
+            token=config.peer_token,
+            listen=config.peer_listen,
+            server_tls=tls.server() if tls else None,
+            client_tls=tls.client() if tls else None,
+            tls_name=tls.name if tls else "",
+        )
+    return RedisIndex(RedisConfig(config.index_url, config.node, config.peer_address, about), identity.digest()), peers

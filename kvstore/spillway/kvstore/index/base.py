@@ -11,6 +11,9 @@ from ..identity import BlockHash
 PEER = "peer"
 """The name, in ``among`` of `BlockIndex.longest_prefix`, of all places on other nodes. No node's own tier has it."""
 
+MOST_AT_ONCE = 1024
+"""Blocks that one round trip of `BlockIndex.locate` asks about."""
+
 
 @dataclass(frozen=True, slots=True)
 class Location:
@@ -24,6 +27,25 @@ class Location:
     node: str = ""
     generation: int = 0
     address: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class IndexStats:
+    """The part of an index that nodes share.
+
+    ``calls``: by outcome. ``near``: blocks looked up, by whether a recent answer was used again. ``writer``: what
+    became of changes: written, dropped, resyncs, fenced, cleaned, forgotten. ``generation``: of this node's lease, 0
+    before it had one; ``held``: whether it holds the lease, as far as it knows.
+    """
+
+    calls: dict[str, int]
+    near: dict[str, int]
+    writer: dict[str, int]
+    queued_changes: int
+    generation: int
+    held: bool
+    breaker: str
+    breaker_trips: int
 
 
 class BlockIndex(ABC):
@@ -43,11 +65,11 @@ class BlockIndex(ABC):
         """Remove this node's entries for ``blocks`` in ``tier``. Removing an absent one changes nothing."""
 
     @abstractmethod
-    def locate(self, block: BlockHash) -> tuple[Location, ...]:
-        """Every known place of ``block``, nearest first; empty if there is none.
+    def locate(self, blocks: Sequence[BlockHash]) -> list[tuple[Location, ...]]:
+        """Every known place of each of ``blocks``, nearest first; empty for one that has none.
 
-        An index with a remote part answers from what `longest_prefix` has just learned, else asks it, and never waits
-        longer than its timeout.
+        An index with a remote part answers from what it has just learned, else asks it, in one round trip for
+        `MOST_AT_ONCE` blocks, and never waits longer than its timeout.
         """
 
     @abstractmethod
@@ -60,6 +82,15 @@ class BlockIndex(ABC):
     @abstractmethod
     def snapshot(self, tier: str) -> frozenset[BlockHash]:
         """All blocks this node has entered for ``tier``: for the conservation check, not for lookups."""
+
+    @property
+    def generation(self) -> int:
+        """Of this node's lease, now: what its block server must confirm. 0 where nodes share nothing."""
+        return 0
+
+    @abstractmethod
+    def stats(self) -> IndexStats | None:
+        """Figures of the part that nodes share; None where they share nothing."""
 
     @abstractmethod
     def close(self) -> None:

@@ -38,10 +38,14 @@ class MemoryIndex(BlockIndex):
                 else:
                     self._bits.pop(block, None)
 
-    def locate(self, block: BlockHash) -> tuple[Location, ...]:
+    def locate(self, blocks: Sequence[BlockHash]) -> list[tuple[Location, ...]]:
         """See `BlockIndex.locate`."""
+        return [tuple(Location(tier) for tier in self.tiers_of(block)) for block in blocks]
+
+    def tiers_of(self, block: BlockHash) -> list[str]:
+        """The tiers that have ``block``, the nearest first."""
         bits = self._bits.get(block, 0)
-        return tuple(Location(tier) for tier, bit in self._bit_of.items() if bits & bit) if bits else ()
+        return [tier for tier, bit in self._bit_of.items() if bits & bit] if bits else []
 
     def longest_prefix(self, blocks: Sequence[BlockHash], among: Collection[str]) -> int:
         """See `BlockIndex.longest_prefix`."""
@@ -57,6 +61,9 @@ class MemoryIndex(BlockIndex):
         mask = self._bit_of.get(tier, 0)
         with self._lock:
             return frozenset(block for block, bits in self._bits.items() if bits & mask)
+
+    def stats(self) -> None:
+        """See `BlockIndex.stats`."""
 
     def close(self) -> None:
         """See `BlockIndex.close`."""

@@ -7,10 +7,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
 from ..identity import BlockHash
-from .base import PEER, BlockIndex, Location
+from .base import MOST_AT_ONCE, PEER, BlockIndex, IndexStats, Location
 from .memory import MemoryIndex
 from .redis_client import RedisCalls, RedisConfig
 from .redis_scripts import LOOK_UP, Keys
@@ -18,20 +17,6 @@ from .redis_writer import Writer
 
 _PLACE = struct.Struct(">III")
 _Places = tuple[Location, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class IndexStats:
-    """The shared part. ``calls``: by outcome. ``near``: answers from here, by hit and miss. ``writer``: what became of
-    changes: written, dropped, resyncs, fenced, cleaned. ``generation``: of this node's lease, 0 without one."""
-
-    calls: dict[str, int]
-    near: dict[str, int]
-    writer: dict[str, int]
-    queued_changes: int
-    generation: int
-    breaker: str
-    breaker_trips: int
 
 
 class RedisIndex(BlockIndex):
@@ -64,16 +49,18 @@ class RedisIndex(BlockIndex):
         if tier in self._tiers:
             self._writer.changed(blocks)
 
-    def locate(self, block: BlockHash) -> tuple[Location, ...]:
+    def locate(self, blocks: Sequence[BlockHash]) -> list[tuple[Location, ...]]:
         """See `BlockIndex.locate`."""
-        return self._own.locate(block) + self._elsewhere([block]).get(block, ())
+        elsewhere = self._anywhere(blocks)
+        here = self._own.locate(blocks)
+        return [own + elsewhere.get(block, ()) for block, own in zip(blocks, here, strict=True)]
 
     def longest_prefix(self, blocks: Sequence[BlockHash], among: Collection[str]) -> int:
         """See `BlockIndex.longest_prefix`. One round trip at most, and none if all blocks are here."""
         if PEER not in among:
             return self._own.longest_prefix(blocks, among)
         absent = [position for position, block in enumerate(blocks) if not self._own.longest_prefix((block,), among)]
-        found = self._elsewhere([blocks[position] for position in absent])
+        found = self._leading([blocks[position] for position in absent])
         return next((position for position in absent if not found.get(blocks[position])), len(blocks))
 
     def snapshot(self, tier: str) -> frozenset[BlockHash]:
@@ -84,8 +71,13 @@ class RedisIndex(BlockIndex):
         """Wait until Redis has all that this node has; False after ``timeout_s``."""
         return self._writer.settle(time.monotonic() + timeout_s)
 
+    @property
+    def generation(self) -> int:
+        """See `BlockIndex.generation`. It rises when the node had to enter itself anew."""
+        return self._writer.generation
+
     def stats(self) -> IndexStats:
-        """Counters."""
+        """See `BlockIndex.stats`."""
         breaker = self._calls.breaker
         return IndexStats(
             calls=dict(self._calls.outcomes),
@@ -93,6 +85,7 @@ class RedisIndex(BlockIndex):
             writer=dict(self._writer.counts),
             queued_changes=self._writer.queued,
             generation=self._writer.generation,
+            held=self._writer.held,
             breaker=breaker.state,
             breaker_trips=breaker.trips,
         )
@@ -103,40 +96,43 @@ class RedisIndex(BlockIndex):
         self._calls.close()
         self._own.close()
 
-    def _elsewhere(self, blocks: Sequence[BlockHash]) -> dict[BlockHash, _Places]:
+    def _leading(self, blocks: Sequence[BlockHash]) -> dict[BlockHash, _Places]:
         """Places of leading ``blocks`` on other nodes, up to the first that is on none."""
         now = time.monotonic()
         known: dict[BlockHash, _Places] = {}
-        start = len(blocks)
         for position, block in enumerate(blocks):
             ends, places = self._near.get(block, (0.0, ()))
             if ends <= now:
-                start = position
-                break
+                self._tally("hits", position)
+                return known | self._ask(blocks[position:], past_gaps=False)
             known[block] = places
             if not places:
-                self._tally("hits", position + 1)
-                return known
-        self._tally("hits", start)
-        rest = blocks[start:]
-        if not rest:
-            return known
-        self._tally("misses", len(rest))
-        answer = self._look_up(rest)
-        if answer is not None:
-            fresh = dict(zip(rest, [*answer, ()], strict=False))
-            known |= fresh
-            self._remember(fresh)
+                break
+        self._tally("hits", len(known))
         return known
 
-    def _look_up(self, blocks: Sequence[BlockHash]) -> list[_Places] | None:
+    def _anywhere(self, blocks: Sequence[BlockHash]) -> dict[BlockHash, _Places]:
+        """Places of each of ``blocks`` on other nodes."""
+        now = time.monotonic()
+        known = {block: places for block in blocks for ends, places in [self._near.get(block, (0.0, ()))] if ends > now}
+        rest = [block for block in blocks if block not in known]
+        self._tally("hits", len(blocks) - len(rest))
+        for start in range(0, len(rest), MOST_AT_ONCE):
+            known |= self._ask(rest[start : start + MOST_AT_ONCE], past_gaps=True)
+        return known
+
+    def _ask(self, blocks: Sequence[BlockHash], *, past_gaps: bool) -> dict[BlockHash, _Places]:
+        """One round trip. Without an answer, and behind a gap that was not to be passed, nothing is known."""
+        self._tally("misses", len(blocks))
         keys = [self._keys.of("leases"), *(self._keys.of("b", self._keys.bucket(block)) for block in blocks)]
-        answer = self._calls.script(LOOK_UP, keys, [self._writer.number, *blocks])
+        answer = self._calls.script(LOOK_UP, keys, [self._writer.number, int(past_gaps), *blocks])
         if answer is None:
-            return None
+            return {}
         found, alive = answer
         nodes = {int(alive[i]): alive[i + 1].decode().split("|") for i in range(0, len(alive), 2)}
-        return [self._places(entry, nodes) for entry in found]
+        fresh = dict(zip(blocks, [*(self._places(entry, nodes) for entry in found), ()], strict=False))
+        self._remember(fresh)
+        return fresh
 
     def _places(self, entry: bytes, nodes: dict[int, list[str]]) -> _Places:
         places = []

@@ -6,10 +6,10 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from redis import Redis
+from redis import ConnectionPool, Redis
 from redis.backoff import NoBackoff
 from redis.cluster import RedisCluster
 from redis.exceptions import NoScriptError, RedisClusterException, RedisError
@@ -17,6 +17,7 @@ from redis.retry import Retry
 
 from ..errors import ConfigError
 from ..transfer.breaker import Breaker
+from .about import About
 from .redis_scripts import sha_of
 
 _log = logging.getLogger(__name__)
@@ -27,17 +28,18 @@ class RedisConfig:
     """How a node reaches the index, and under which name it enters its blocks.
 
     ``url``: ``redis://`` or, with TLS, ``rediss://``, with user and password of the ACL if there are any:
-    ``rediss://user:password@host:6379/0?ssl_ca_certs=/etc/ca.pem``. ``cluster``: the URL names one node of a Redis
-    Cluster. ``node``: this node's name, its own among all that share the index; ``address``: ``host:port`` of its block
-    server. ``lease_s``: how long after its last sign of life a node's blocks are still believed to be there.
+    ``rediss://user:password@host:6379/0?ssl_ca_certs=/etc/ca.pem``; ``redis+cluster://`` or ``rediss+cluster://`` where
+    it names one node of a Redis Cluster. ``node``: this node's name, its own among all that share the index;
+    ``address``: ``host:port`` of its block server; ``about``: what people are told of it.
+    ``lease_s``: how long after its last sign of life a node's blocks are still believed to be there.
     ``timeout_s``: the longest that one call may take. ``near_s``: how long an answer is used again.
     ``most_changes``: queued changes beyond which all of them are dropped and a whole snapshot is published later.
     """
 
-    url: str
+    url: str = field(repr=False)
     node: str
     address: str = ""
-    cluster: bool = False
+    about: About = field(default_factory=About)
     prefix: str = "spillway"
     lease_s: float = 10.0
     timeout_s: float = 0.25
@@ -70,9 +72,11 @@ class RedisCalls:
         self._lock = threading.Lock()
         self._client: Any = None
         try:
-            if not config.cluster:
+            # A cluster's client asks its nodes at once, so it waits for the first call; the URL is tried here.
+            ConnectionPool.from_url(plain_url(config.url)[0])
+            if not plain_url(config.url)[1]:
                 self._client = self._connect()
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise ConfigError(f"the URL of the Redis index cannot be used: {error}") from None
 
     def script(self, source: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
@@ -111,19 +115,29 @@ class RedisCalls:
             return self._client
 
     def _connect(self) -> Any:
-        seconds = self._config.timeout_s
-        kind = RedisCluster if self._config.cluster else Redis
-        return kind.from_url(
-            self._config.url,
-            socket_timeout=seconds,
-            socket_connect_timeout=seconds,
-            retry=Retry(NoBackoff(), 0),
-            protocol=2,
-        )
+        return connect(self._config.url, self._config.timeout_s)
 
     def _count(self, outcome: str) -> None:
         with self._lock:
             self.outcomes[outcome] += 1
+
+
+def plain_url(url: str) -> tuple[str, bool]:
+    """``url`` as redis-py knows it, and whether it names a node of a Redis Cluster."""
+    scheme, separator, rest = url.partition("://")
+    return scheme.removesuffix("+cluster") + separator + rest, scheme.endswith("+cluster")
+
+
+def connect(url: str, timeout_s: float) -> Any:
+    """A client that waits no longer than ``timeout_s`` for anything and repeats nothing.
+
+    Raises ValueError for a URL that is none; a cluster's client calls it at once and raises what its calls do.
+    """
+    plain, cluster = plain_url(url)
+    kind = RedisCluster if cluster else Redis
+    return kind.from_url(
+        plain, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=Retry(NoBackoff(), 0), protocol=2
+    )
 
 
 def _evaluate(client: Any, source: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:

@@ -4,8 +4,10 @@ All keys of a namespace carry one hash tag, so that a whole chain is looked up o
 identities are other namespaces and spread over the masters.
 
     …:leases   node number → generation|ends ms|token|node|address|tiers
-    …:numbers  node → node number, for ever                 …:generations  node number → generation, only rising
+    …:numbers  node → node number; under |next the highest ever given, none is given twice
+    …:generations  node number → generation, only rising    …:about  node number → what a node says of itself, JSON
     …:writes   node number → writes so far: tells a node that Redis has forgotten some of them
+    …:cleaner  the number of the node that deletes entries of the dead now; expires
     …:b:<n>    block → 12 bytes (node number, generation, tiers as bits) for each place; small enough to stay compact
     …:r:<n>    the numbers of all buckets that node n may have entries in: what a dead node is deleted by
 
@@ -30,7 +32,7 @@ ACQUIRE = (
     _NOW
     + """
 local n = redis.call('HGET', KEYS[2], ARGV[1])
-if not n then n = redis.call('HLEN', KEYS[2]) + 1; redis.call('HSET', KEYS[2], ARGV[1], n) end
+if not n then n = redis.call('HINCRBY', KEYS[2], '|next', 1); redis.call('HSET', KEYS[2], ARGV[1], n) end
 local old = redis.call('HGET', KEYS[1], n)
 if old and ARGV[5] == '0' then
   local ends, token = string.match(old, '^%d+|(%d+)|([^|]*)|')
@@ -40,10 +42,12 @@ local g = redis.call('HINCRBY', KEYS[3], n, 1)
 local value = table.concat({g, string.format('%.0f', now + ARGV[3]), ARGV[2], ARGV[1], ARGV[4]}, '|')
 redis.call('HSET', KEYS[1], n, value)
 redis.call('HDEL', KEYS[4], n)
+redis.call('HSET', KEYS[5], n, ARGV[6])
 return {n, g}
 """
 )
-"""KEYS leases, numbers, generations, writes. ARGV node, token, lease ms, "address|tiers", take over ("1" or "0").
+"""KEYS leases, numbers, generations, writes, about. ARGV node, token, lease ms, "address|tiers", take over ("1"
+or "0"), what the node says of itself.
 
 Number and generation; generation 0 if another process holds the node's lease and it was not to be taken over.
 """
@@ -91,7 +95,7 @@ LOOK_UP = (
     + """
 local leases, out = {}, {}
 for i = 2, #KEYS do
-  local found, places = '', redis.call('HGET', KEYS[i], ARGV[i]) or ''
+  local found, places = '', redis.call('HGET', KEYS[i], ARGV[i + 1]) or ''
   for p = 1, #places, 12 do
     local n, g, bits = struct.unpack('>I4I4I4', places, p)
     if n ~= tonumber(ARGV[1]) then
@@ -108,7 +112,7 @@ for i = 2, #KEYS do
       if lease[1] == g then found = found .. string.sub(places, p, p + 11) end
     end
   end
-  if found == '' then break end
+  if found == '' and ARGV[2] == '0' then break end
   out[#out + 1] = found
 end
 local alive = {}
@@ -116,8 +120,8 @@ for n, lease in pairs(leases) do if lease[2] then alive[#alive + 1] = n; alive[#
 return {out, alive}
 """
 )
-"""KEYS leases, a bucket per block. ARGV own number, a hash per block. Places of the leading blocks that are on other
-living nodes, up to the first that is on none; and those nodes' leases."""
+"""KEYS leases, a bucket per block. ARGV own number, past gaps ("1" or "0"), a hash per block. Places on other living
+nodes of each block, or only of those before the first that is on none; and those nodes' leases."""
 
 CLEAN = """
 local lease = redis.call('HGET', KEYS[1], ARGV[1])
@@ -145,13 +149,39 @@ return removed
 """KEYS leases, a reverse set, a bucket. ARGV number, generation of its lease as last seen, bucket number, "1" to delete
 entries of that generation too (the node is dead). Entries deleted; -1 if the node has another lease by now."""
 
-RELEASE = """
+CLEANER = """
+local who = redis.call('GET', KEYS[1])
+if who and who ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+"""
+"""KEYS cleaner. ARGV number, ms. 1 if the node may clean for so long."""
+
+FORGET = (
+    _NOW
+    + """
+local lease = redis.call('HGET', KEYS[1], ARGV[1])
+if not lease or redis.call('SCARD', KEYS[6]) > 0 then return 0 end
+local ends, node = string.match(lease, '^%d+|(%d+)|[^|]*|([^|]*)|')
+if tonumber(ends) + ARGV[2] > now then return 0 end
+redis.call('HDEL', KEYS[2], node)
+for i, key in ipairs({KEYS[1], KEYS[3], KEYS[4], KEYS[5]}) do redis.call('HDEL', key, ARGV[1]) end
+return 1
+"""
+)
+"""KEYS leases, numbers, generations, writes, about, the node's reverse set. ARGV number, ms. 1 if the node, without
+entries and dead for so long, is forgotten: names of nodes that never come back must not pile up."""
+
+RELEASE = (
+    _NOW
+    + """
 local lease = redis.call('HGET', KEYS[1], ARGV[1])
 if lease and string.match(lease, '^%d+|%d+|([^|]*)|') == ARGV[2] then
-  redis.call('HSET', KEYS[1], ARGV[1], (string.gsub(lease, '^(%d+)|%d+', '%1|0')))
+  redis.call('HSET', KEYS[1], ARGV[1], (string.gsub(lease, '^(%d+)|%d+', '%1|' .. string.format('%.0f', now))))
 end
 return 1
 """
+)
 """KEYS leases. ARGV number, token. Ends the lease; its entries are invisible from now on."""
 
 

@@ -12,14 +12,13 @@ from itertools import islice
 
 from ..identity import BlockHash
 from .memory import MemoryIndex
+from .redis_cleaner import Cleaner
 from .redis_client import RedisCalls, RedisConfig
-from .redis_scripts import ACQUIRE, CLEAN, RELEASE, RENEW, WRITE, Keys
+from .redis_scripts import ACQUIRE, RELEASE, RENEW, WRITE, Keys
 
 _log = logging.getLogger(__name__)
 
 _BATCH = 256
-_CLEAN_BUCKETS = 16
-"""Buckets cleaned per turn: some 1,000 entries."""
 _PAUSE_S = 0.02
 _GATHER_S = 0.002
 """How long changes are gathered before they are written."""
@@ -48,9 +47,7 @@ class Writer:
         self._writes = 0
         self._held = False
         self._acquired_once = False
-        self._own_cursor = 0
-        self._cleaned_generation = 1
-        """The first generation of a name has none before it; set when a pass over the reverse set is complete."""
+        self._cleaner = Cleaner(config, keys, calls, self.counts)
         self._dirty: dict[BlockHash, None] = {}
         self._overflowed = False
         self._writing = 0
@@ -64,6 +61,11 @@ class Writer:
     def queued(self) -> int:
         """Blocks whose entry in Redis may differ from what is here."""
         return len(self._dirty) + self._writing
+
+    @property
+    def held(self) -> bool:
+        """Whether this node holds its lease, as far as it knows."""
+        return self._held
 
     def changed(self, blocks: Iterable[BlockHash]) -> None:
         """Have ``blocks`` written as they are by then. Does not wait."""
@@ -119,16 +121,16 @@ class Writer:
         while self._held and self._dirty and not self._closing and time.monotonic() < self._renew_at:
             self._write_batch()
         if self._held and now >= self._clean_at:
-            more = self._clean()
-            self._clean_at = now + (_PAUSE_S if more else self._config.lease_s)
+            self._clean_at = now + self._cleaner.turn(self.number, self.generation)
         return max(0.0, min(self._renew_at, self._clean_at) - time.monotonic())
 
     def _acquire(self) -> bool:
-        keys = [self._keys.of(part) for part in ("leases", "numbers", "generations", "writes")]
+        keys = [self._keys.of(part) for part in ("leases", "numbers", "generations", "writes", "about")]
         lease_ms = int(self._config.lease_s * 1000)
         about = f"{self._config.address}|{','.join(self._tiers)}"
         take_over = "0" if self._acquired_once else "1"
-        answer = self._calls.script(ACQUIRE, keys, [self._config.node, self._token, lease_ms, about, take_over])
+        says = self._config.about.pack()
+        answer = self._calls.script(ACQUIRE, keys, [self._config.node, self._token, lease_ms, about, take_over, says])
         if answer is None:
             return False
         number, generation = int(answer[0]), int(answer[1])
@@ -187,43 +189,5 @@ class Writer:
             self._changed.notify_all()
 
     def _bits(self, block: BlockHash) -> int:
-        held = {location.tier for location in self._own.locate(block)}
+        held = self._own.tiers_of(block)
         return sum(1 << position for position, tier in enumerate(self._tiers) if tier in held)
-
-    def _clean(self) -> bool:
-        """Delete entries of dead nodes and of this node's own older generations, a few buckets; whether more is left.
-
-        A node counts as dead once its lease ended; should it come back, it has a new generation and enters all anew.
-        """
-        leases = self._calls.command("HGETALL", self._keys.of("leases"))
-        clock = self._calls.command("EVAL", "return redis.call('TIME')", 1, self._keys.of("leases"))
-        if not leases or not clock:
-            return False
-        now_ms = int(clock[0]) * 1000 + int(clock[1]) // 1000
-        items = leases.items() if isinstance(leases, dict) else zip(leases[::2], leases[1::2], strict=True)
-        for number, lease in items:
-            generation, ends_ms = (int(part) for part in lease.split(b"|", 2)[:2])
-            own = int(number) == self.number
-            if (own or ends_ms <= now_ms) and self._clean_node(int(number), generation, dead=not own):
-                return True
-        return False
-
-    def _clean_node(self, number: int, generation: int, *, dead: bool) -> bool:
-        reverse = self._keys.of("r", number)
-        cursor = self._own_cursor if not dead else 0
-        answer = self._calls.command("SSCAN", reverse, cursor, "COUNT", _CLEAN_BUCKETS)
-        if not answer:
-            return False
-        if not dead:
-            if self._cleaned_generation == generation:
-                return False
-            self._own_cursor = int(answer[0])
-            if self._own_cursor == 0:
-                self._cleaned_generation = generation
-        for bucket in answer[1]:
-            keys = [self._keys.of("leases"), reverse, self._keys.of("b", int(bucket))]
-            removed = self._calls.script(CLEAN, keys, [number, generation, int(bucket), int(dead)])
-            if removed is None or removed < 0:
-                return False
-            self.counts["cleaned"] += removed
-        return bool(answer[1]) or int(answer[0]) != 0

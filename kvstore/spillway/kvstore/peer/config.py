@@ -16,10 +16,10 @@ class PeersConfig:
     """How this node serves blocks to its peers and loads from them.
 
     ``token``: the secret all peers share; never sent. ``listen``: ``host:port`` of the block server (IPv6 in square
-    brackets, port 0 for a free one), empty to serve nobody. ``generation``: this node's, as the index knows it: a peer
-    that expects another is refused. ``server_tls``, ``client_tls``: contexts for TLS; require and present certificates
-    there for mTLS. Without TLS peers prove that they know the token, but bytes in flight are readable, and protected
-    against accident only.
+    brackets, port 0 for a free one), empty to serve nobody. ``server_tls``, ``client_tls``: contexts for TLS; require
+    and present certificates there for mTLS. ``tls_name``: the name that peers' certificates carry, where it is not the
+    host of their address. Without TLS peers prove that they know the token, but bytes in flight are readable, and
+    protected against accident only.
     ``stall_s``: how long a peer may make no progress before it is given up; below the store's ``deadlines.load_s``.
     ``slowest_bytes_s``: a peer that takes a block more slowly is disconnected. ``connections``: most that are served
     at once. ``links_per_peer``: most that this node opens to one peer.
@@ -27,9 +27,9 @@ class PeersConfig:
 
     token: bytes = field(repr=False)
     listen: str = ""
-    generation: int = 0
     server_tls: ssl.SSLContext | None = None
     client_tls: ssl.SSLContext | None = None
+    tls_name: str = ""
     stall_s: float = 0.5
     slowest_bytes_s: float = 10e6
     connections: int = 64
@@ -41,8 +41,6 @@ class PeersConfig:
             raise ConfigError(f"the token of peers needs at least {SHORTEST_TOKEN_BYTES} bytes, not {len(self.token)}")
         if self.listen:
             split_address(self.listen)
-        if not 0 <= self.generation < 1 << 64:
-            raise ConfigError(f"generation must be an unsigned 64-bit integer, not {self.generation}")
         for name in ("stall_s", "slowest_bytes_s"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be positive, but is {getattr(self, name)}")

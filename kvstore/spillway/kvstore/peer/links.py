@@ -17,7 +17,19 @@ from ..outcomes import MissReason
 from ..transfer.breaker import Breaker
 from .config import PeersConfig, split_address
 from .handshake import Credentials, introduce, refused
-from .wire import BLOCK_PREFIX_BYTES, Get, Kind, Stream, miss_reason, pack, packed_header, unpack_answer
+from .wire import (
+    BLOCK_PREFIX_BYTES,
+    Get,
+    Kind,
+    Result,
+    Stream,
+    Verb,
+    miss_reason,
+    pack,
+    packed_header,
+    unpack_answer,
+    unpack_done,
+)
 
 Arrived = Callable[[int, BlockHeader | MissReason], bool]
 """Told of each block by its position in the request, in order; False to stop there."""
@@ -48,7 +60,7 @@ class Link:
             until = min(deadline, time.monotonic() + _HANDSHAKE_STALLS * config.stall_s)
             if config.client_tls is not None:
                 connection.settimeout(_until(until, _HANDSHAKE_STALLS * config.stall_s))
-                connection = config.client_tls.wrap_socket(connection, server_hostname=host)
+                connection = config.client_tls.wrap_socket(connection, server_hostname=config.tls_name or host)
             self._stream = Stream(connection)
             introduce(self._stream, Credentials(config.token, identity, peer.generation), until)
         except BaseException:
@@ -84,6 +96,23 @@ class Link:
     def report(self, block: BlockHash) -> None:
         """Tell the peer that ``block`` arrived damaged. Raises OSError."""
         self._stream.send(pack(Kind.BAD, block), None, time.monotonic() + self._config.stall_s)
+
+    def order(self, verb: Verb, blocks: Sequence[BlockHash], deadline: float) -> list[Result]:
+        """Have the peer do something with ``blocks``, `MOST_BLOCKS` at most; what became of each.
+
+        Raises OSError, `PeerProtocolError`, `PeerRefusedError`.
+        """
+        request = next(self._requests) & 0xFFFFFFFF
+        # The answer is one frame, after all the work: the peer is told to stop early enough to send it.
+        order = Get(request, deadline - time.monotonic() - self._config.stall_s, tuple(blocks))
+        self._stream.send(order.pack(verb), None, self._patience(0, deadline))
+        frame = self._stream.head((Kind.DONE,), deadline)
+        if frame.kind is Kind.REFUSED:
+            raise refused(frame.code)
+        answered, results = unpack_done(self._stream.receive(frame.length, deadline))
+        if answered != request or len(results) != len(blocks):
+            raise PeerProtocolError("an answer came out of turn")
+        return results
 
     def close(self) -> None:
         """Cut the connection."""

@@ -12,14 +12,16 @@ import socket
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 
 from ..errors import ConfigError, PeerProtocolError
 from ..identity import BlockHash
 from ..outcomes import MissReason
 from .config import PeersConfig, split_address
 from .handshake import Credentials, admit
+from .orders import Orders
 from .sources import Found, Sources
-from .wire import Get, Kind, Refusal, Stream, pack, pack_block, pack_miss, unpack_get
+from .wire import Get, Kind, Refusal, Stream, Verb, pack, pack_block, pack_done, pack_miss, unpack_get
 
 _log = logging.getLogger(__name__)
 
@@ -32,15 +34,21 @@ _BACKLOG = 64
 class BlockServer:
     """A listening socket and its threads. ``address`` is where peers reach it: ``host:port`` with the real port.
 
-    ``outcomes`` counts: ``blocks``, ``bytes``, ``misses``, ``bad_reports``, ``connections``, ``lost`` (a peer went
-    away or stalled within a request), ``internal``, and ``refused_…`` by code.
+    ``outcomes`` counts: ``blocks``, ``bytes``, ``misses``, ``bad_reports``, ``orders`` (blocks in them),
+    ``connections``, ``lost`` (a peer went away or stalled within a request), ``internal``, and ``refused_…`` by code.
     """
 
-    def __init__(self, config: PeersConfig, identity: bytes, sources: Sources) -> None:
-        """Listen at once. Raises `ConfigError` if the address cannot be had."""
+    def __init__(self, config: PeersConfig, identity: bytes, sources: Sources, generation: Callable[[], int]) -> None:
+        """Have the address at once, and answer after `start`.
+
+        ``generation``: this node's, as the index knows it now; who expects another is refused.
+
+        Raises `ConfigError` if the address cannot be had.
+        """
         self._config = config
+        self._identity = identity
         self._sources = sources
-        self._credentials = Credentials(config.token, identity, config.generation)
+        self._generation = generation
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
         self._threads: dict[threading.Thread, socket.socket] = {}
@@ -53,7 +61,12 @@ class BlockServer:
             raise ConfigError(f"cannot listen on {config.listen}: {error}") from error
         shown = f"[{host}]" if family is socket.AF_INET6 else host
         self.address = f"{shown}:{self._listener.getsockname()[1]}"
+        self._orders: Orders | None = None
         self._acceptor = threading.Thread(target=self._accept, name="kv-peer-accept", daemon=True)
+
+    def start(self, orders: Orders) -> None:
+        """Let peers in."""
+        self._orders = orders
         self._acceptor.start()
 
     @property
@@ -134,22 +147,31 @@ class BlockServer:
 
     def _converse(self, stream: Stream) -> None:
         try:
-            admit(stream, self._credentials, time.monotonic() + _HANDSHAKE_S)
-            while not self._closing and self._request(stream):
+            generation = self._generation()
+            own = Credentials(self._config.token, self._identity, generation)
+            admit(stream, own, time.monotonic() + _HANDSHAKE_S)
+            while not self._closing and self._request(stream, generation):
                 pass
         except PeerProtocolError as error:
             self._refuse(stream, Refusal(error.code or Refusal.MALFORMED))
 
-    def _request(self, stream: Stream) -> bool:
-        """Answer one frame. False if the peer left, or stayed silent too long, between requests: that is no fault."""
+    def _request(self, stream: Stream, generation: int) -> bool:
+        """Answer one frame, if this node still has the ``generation`` that the peer was admitted to.
+
+        False if the peer left, or stayed silent too long, between requests: that is no fault.
+        """
         try:
-            frame = stream.head((Kind.GET, Kind.BAD), time.monotonic() + _IDLE_S)
+            frame = stream.head((Kind.GET, Kind.BAD, Kind.ORDER), time.monotonic() + _IDLE_S)
         except OSError as error:
             _log.debug("a connection ends: %s", error)
             return False
         payload = stream.receive(frame.length, time.monotonic() + _REQUEST_S)
+        if self._generation() != generation:
+            raise PeerProtocolError("this node has a newer generation", Refusal.GENERATION)
         if frame.kind is Kind.GET:
             self._answer(stream, unpack_get(payload))
+        elif frame.kind is Kind.ORDER:
+            self._obey(stream, frame.code, unpack_get(payload))
         elif frame.kind is Kind.BAD:
             self._count("bad_reports")
             self._sources.recheck(BlockHash(payload))
@@ -172,6 +194,13 @@ class BlockServer:
                     self._count("bytes", found.stored.nbytes)
                 else:
                     self._miss(stream, get.request, position, found)
+
+    def _obey(self, stream: Stream, code: int, order: Get) -> None:
+        if code not in list(Verb) or self._orders is None:
+            raise PeerProtocolError(f"no such order: {code}")
+        results = self._orders.carry_out(Verb(code), order.blocks, time.monotonic() + order.seconds)
+        self._count("orders", len(results))
+        stream.send(pack_done(order.request, results), None, time.monotonic() + self._config.stall_s)
 
     def _miss(self, stream: Stream, request: int, position: int, reason: MissReason) -> None:
         self._count("misses")

@@ -116,7 +116,8 @@ class PeerTier(Tier):
 
     def _peers_of(self, blocks: Sequence[BlockHash]) -> list[Peer | None]:
         """The nearest peer that is said to hold each block; one that is down only where no other has it."""
-        return [self._choose(block, self._index.locate(block)) for block in blocks]
+        places = self._index.locate(blocks)
+        return [self._choose(block, locations) for block, locations in zip(blocks, places, strict=True)]
 
     def _choose(self, block: BlockHash, locations: Sequence[Location]) -> Peer | None:
         down: Peer | None = None

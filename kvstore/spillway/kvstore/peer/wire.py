@@ -1,7 +1,8 @@
 """The frames between peers: fixed layouts, little-endian, every length bounded before a byte is allocated.
 
 A connection: server HELLO, client AUTH, server WELCOME; then GET after GET, each answered by one BLOCK or MISS per
-block, in the order asked. BAD tells the server of a block that arrived damaged. REFUSED carries a code and ends it all.
+block, in the order asked. ORDER has the server do something with blocks, and is answered by a DONE. BAD tells the
+server of a block that arrived damaged. REFUSED carries a code and ends it all.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ MOST_BLOCKS = 256
 MOST_STORED_BYTES = 1 << 30
 _MAGIC = b"SPWB"
 _FRAME = struct.Struct("<4sBBHI")
-"""magic, version, kind, code, payload bytes."""
+"""magic, version, kind, code (a refusal, why there is a MISS, or what an ORDER wants), payload bytes."""
 _GET = struct.Struct("<II")
-"""request, milliseconds left; then the hashes."""
+"""request, milliseconds left; then the hashes. An ORDER has the same."""
+_DONE = struct.Struct("<I")
+"""request; then a `Result` per block, in the order asked."""
 _ANSWER = struct.Struct("<II")
 """request, position; in a BLOCK then the block's header and its stored bytes."""
 BLOCK_PREFIX_BYTES = _ANSWER.size + HEADER_BYTES
@@ -43,6 +46,29 @@ class Kind(IntEnum):
     BLOCK = 6
     MISS = 7
     BAD = 8
+    ORDER = 9
+    DONE = 10
+
+
+class Verb(IntEnum):
+    """What an ORDER wants done with blocks. CHECK: read and verify every copy. WARM: bring them to host memory."""
+
+    CHECK = 1
+    DROP = 2
+    WARM = 3
+
+
+class Result(IntEnum):
+    """What became of a block under an ORDER. DONE: it is whole, dropped, or in host memory. DAMAGED: it was withdrawn.
+
+    PENDING: it is on its way to host memory. FAILED: it could not be done now.
+    """
+
+    ABSENT = 0
+    DONE = 1
+    PENDING = 2
+    FAILED = 3
+    DAMAGED = 4
 
 
 class Refusal(IntEnum):
@@ -68,6 +94,8 @@ _BOUNDS: dict[Kind, tuple[int, int]] = {
     Kind.BLOCK: (BLOCK_PREFIX_BYTES, BLOCK_PREFIX_BYTES + MOST_STORED_BYTES),
     Kind.MISS: (_ANSWER.size, _ANSWER.size),
     Kind.BAD: (HASH_BYTES, HASH_BYTES),
+    Kind.ORDER: (_GET.size + HASH_BYTES, _GET.size + MOST_BLOCKS * HASH_BYTES),
+    Kind.DONE: (_DONE.size + 1, _DONE.size + MOST_BLOCKS),
 }
 _MISSES = (
     MissReason.ABSENT,
@@ -82,7 +110,7 @@ _MISS_CODES = {reason: code for code, reason in enumerate(_MISSES)}
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """The head of a frame. ``code``: a `Refusal`, or why there is a MISS; 0 in all others."""
+    """The head of a frame. ``code``: a `Refusal`, why there is a MISS, or a `Verb`; 0 in all others."""
 
     kind: Kind
     code: int
@@ -91,16 +119,17 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Get:
-    """A request for blocks, worth nothing after ``seconds``."""
+    """A request for blocks, or about them, worth nothing after ``seconds``."""
 
     request: int
     seconds: float
     blocks: tuple[BlockHash, ...]
 
-    def pack(self) -> bytes:
-        """The whole frame."""
+    def pack(self, verb: Verb | None = None) -> bytes:
+        """The whole frame: a GET, or the ORDER to do something with the blocks."""
         milliseconds = min(0xFFFFFFFF, max(0, int(self.seconds * 1000)))
-        return pack(Kind.GET, _GET.pack(self.request, milliseconds) + b"".join(self.blocks))
+        payload = _GET.pack(self.request, milliseconds) + b"".join(self.blocks)
+        return pack(Kind.GET, payload) if verb is None else pack(Kind.ORDER, payload, verb)
 
 
 def pack(kind: Kind, payload: bytes = b"", code: int = 0, more_bytes: int = 0) -> bytes:
@@ -120,7 +149,7 @@ def pack_miss(request: int, position: int, reason: MissReason) -> bytes:
 
 
 def unpack_get(payload: bytes) -> Get:
-    """Read a GET. Raises `PeerProtocolError` for a length that is no whole number of blocks."""
+    """Read a GET or an ORDER. Raises `PeerProtocolError` for a length that is no whole number of blocks."""
     if (len(payload) - _GET.size) % HASH_BYTES:
         raise PeerProtocolError("a GET ends within a hash")
     request, milliseconds = _GET.unpack_from(payload)
@@ -132,6 +161,19 @@ def unpack_answer(payload: bytes) -> tuple[int, int]:
     """Request and position of a BLOCK or MISS."""
     request, position = _ANSWER.unpack_from(payload)
     return request, position
+
+
+def pack_done(request: int, results: Sequence[Result]) -> bytes:
+    """A whole DONE."""
+    return pack(Kind.DONE, _DONE.pack(request) + bytes(results))
+
+
+def unpack_done(payload: bytes) -> tuple[int, list[Result]]:
+    """Request and results of a DONE. Raises `PeerProtocolError`."""
+    try:
+        return _DONE.unpack_from(payload)[0], [Result(code) for code in payload[_DONE.size :]]
+    except ValueError as error:
+        raise PeerProtocolError("a DONE has an unknown result") from error
 
 
 def packed_header(payload: bytes) -> bytes:

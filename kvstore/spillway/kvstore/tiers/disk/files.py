@@ -39,10 +39,10 @@ def supports_direct_io(directory: Path) -> bool:
     return bool((back == page).all())
 
 
-def open_file(path: Path, *, direct: bool, create: bool = False) -> int:
-    """Open for reading and writing. Raises OSError."""
-    flags = os.O_RDWR | (os.O_CREAT | os.O_EXCL if create else 0) | (os.O_DIRECT if direct else 0)
-    return os.open(path, flags, 0o600)
+def open_file(path: Path, *, direct: bool, create: bool = False, write: bool = True) -> int:
+    """Open for reading and, if ``write``, writing. Raises OSError."""
+    flags = (os.O_RDWR if write else os.O_RDONLY) | (os.O_CREAT | os.O_EXCL if create else 0)
+    return os.open(path, flags | (os.O_DIRECT if direct else 0), 0o600)
 
 
 def write_all(descriptor: int, parts: Sequence[Bytes], offset: int) -> None:

@@ -104,6 +104,47 @@ def open_share(directory: Path, budget_bytes: int, sharers: int, identity: KVIde
         raise MountError(f"cannot use {directory} for blocks: {error}") from error
 
 
+@contextmanager
+def claimed(directory: Path, path: Path) -> Iterator[bool]:
+    """Keep stores from opening the share at ``path`` while the context lasts; False if a living store has it.
+
+    Raises OSError.
+    """
+    with _mount_lock(directory):
+        lock = os.open(path / "owner.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = True
+        except BlockingIOError:
+            free = False
+    try:
+        if free:
+            _name_owner(lock)
+        yield free
+    finally:
+        os.close(lock)
+
+
+def look_at_shares(directory: Path) -> list[tuple[Path, str, ShareBooks | None]]:
+    """Every share that ``directory`` has: where it is, who holds it (empty if nobody), whose blocks it has.
+
+    Changes nothing, and holds back no store that is just being opened. Raises OSError.
+    """
+    found = []
+    with _mount_lock(directory):
+        for path in sorted(directory.glob("share-[0-9][0-9]")):
+            holder = ""
+            lock = os.open(path / "owner.lock", os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.pread(lock, 64, 0).decode(errors="replace").strip() or "a process"
+            finally:
+                os.close(lock)
+            found.append((path, holder, _read(path / "share.json", ShareBooks)))
+    return found
+
+
 def _open_locked(directory: Path, books: MountBooks, share_budget: int, identity: KVIdentity) -> Share:
     locks, holders = _lock_free_shares(directory, books.sharers)
     try:

@@ -117,19 +117,19 @@ def create_segment(path: Path, geometry: Geometry, *, direct: bool) -> None:
 class Segment:
     """An open segment. Slots may be read and written from many threads at once; whose slot it is, the tier knows."""
 
-    def __init__(self, path: Path, geometry: Geometry, scratch: ThreadBuffer, *, direct: bool) -> None:
+    def __init__(
+        self, path: Path, geometry: Geometry, scratch: ThreadBuffer, *, direct: bool, write: bool = True
+    ) -> None:
         """``scratch`` has the length of a slot. Raises OSError."""
         self.path = path
         self.geometry = geometry
-        self._descriptor = open_file(path, direct=direct)
+        self._descriptor = open_file(path, direct=direct, write=write)
         table_bytes = round_up(geometry.slots * _FLOOR_BYTES)
         self._table = aligned(table_bytes)
         self._floors = self._table.view("<u8")
         self._scratch = scratch
         try:
-            read_all(self._descriptor, [self._table], PAGE_BYTES)
-            # Without a floor old headers count again; the checksum tells if their bytes have been overwritten since.
-            self._floors[self._floors > _HIGHEST_FLOOR] = 0
+            self.reread_floors()
         except OSError:
             os.close(self._descriptor)
             raise
@@ -171,6 +171,12 @@ class Segment:
             raise DamagedHeaderError(f"{self.path} has a damaged header in slot {slot}")
         return found if found is not None and found[1] >= self.floor(slot) else None
 
+    def reread_floors(self) -> None:
+        """Take the floors from the file, where another process may have written them. Raises OSError."""
+        read_all(self._descriptor, [self._table], PAGE_BYTES)
+        # Without a floor old headers count again; the checksum tells if their bytes have been overwritten since.
+        self._floors[self._floors > _HIGHEST_FLOOR] = 0
+
     def floor(self, slot: int) -> int:
         """The lowest sequence number that counts in ``slot``."""
         return int(self._floors[slot])
@@ -189,6 +195,11 @@ class Segment:
         for page in sorted(pages):
             start = page * PAGE_BYTES
             write_all(self._descriptor, [self._table[start : start + PAGE_BYTES]], PAGE_BYTES + start)
+
+    def erase(self, slot: int) -> None:
+        """Leave no header in ``slot``, not even a damaged one. Raises OSError."""
+        at = self.geometry.offset(slot) + self.geometry.payload_bytes
+        write_all(self._descriptor, [aligned(PAGE_BYTES)], at)
 
     def close(self, *, sync: bool) -> None:
         """Close the file, after what was written is on the device if ``sync``. Raises OSError."""

@@ -1,0 +1,197 @@
+"""The index in Redis as people see it: all namespaces and nodes, living and dead. Reads only."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from redis.exceptions import RedisClusterException, RedisError
+
+from ..errors import ConfigError, IndexUnavailableError
+from ..identity import HASH_BYTES, BlockHash
+from ..index.about import About
+from ..index.redis_client import connect
+from ..index.redis_scripts import Keys
+
+_Item = TypeVar("_Item")
+PREFIX = "spillway"
+BUCKETS_AT_ONCE = 64
+"""So many buckets of a million entries are some 4,000 entries: a call of a few milliseconds, between look-ups."""
+_PLACE = struct.Struct(">III")
+_COUNT = """
+local counts, blocks = {}, 0
+for i = 1, #KEYS do
+  for _, places in ipairs(redis.call('HVALS', KEYS[i])) do
+    blocks = blocks + 1
+    for p = 1, #places, 12 do
+      local place = string.sub(places, p, p + 11)
+      counts[place] = (counts[place] or 0) + 1
+    end
+  end
+end
+local out = {blocks}
+for place, count in pairs(counts) do out[#out + 1] = place; out[#out + 1] = count end
+return out
+"""
+"""KEYS buckets. How many blocks are in them, then each different place with its count."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node of a namespace. ``lease_s``: seconds until its lease ends, negative since it ended."""
+
+    keys: Keys
+    number: int
+    name: str
+    generation: int
+    lease_s: float
+    address: str
+    tiers: tuple[str, ...]
+    about: About
+
+    @property
+    def live(self) -> bool:
+        """Whether its lease holds, so that look-ups see its blocks."""
+        return self.lease_s > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """An entry of a block. ``stale``: of an older generation or a dead node, invisible to look-ups."""
+
+    node: Node | None
+    tiers: tuple[str, ...]
+    stale: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Census:
+    """``blocks``: different ones. ``held``: blocks per node number and tier. ``stale``: entries per node number."""
+
+    blocks: int
+    held: dict[int, dict[str, int]]
+    stale: dict[int, int]
+
+
+class SharedIndex:
+    """A connection for people. Every method raises `IndexUnavailableError` if Redis does not answer or refuses."""
+
+    def __init__(self, url: str, timeout_s: float = 5.0) -> None:
+        """Raises `ConfigError` for a URL that is none, `IndexUnavailableError`."""
+        parts = urlsplit(url)
+        self.where = f"{parts.hostname or 'localhost'}:{parts.port or 6379}"
+        with self.answering():
+            try:
+                self.client = connect(url, timeout_s)
+            except (ValueError, TypeError) as error:
+                raise ConfigError(f"the URL of the Redis index cannot be used: {error}") from None
+            self.client.ping()
+
+    def namespaces(self) -> list[Keys]:
+        """One per identity of blocks. Scans the names of keys: some ten thousand for a million entries."""
+        found = []
+        with self.answering():
+            for key in self.client.scan_iter(match=f"{{{PREFIX}:v1:*}}:leases", count=1000):
+                _, _, buckets, namespace = key.decode().partition("}")[0].split(":")
+                found.append(Keys(PREFIX, namespace, int(buckets)))
+        return sorted(found, key=lambda keys: keys.namespace)
+
+    def nodes(self, keys: Keys) -> list[Node]:
+        """All that are not forgotten yet, by name."""
+        with self.answering():
+            leases = self.client.hgetall(keys.of("leases"))
+            abouts = self.client.hgetall(keys.of("about"))
+            seconds, microseconds = self.client.eval("return redis.call('TIME')", 1, keys.of("leases"))
+        now_s = int(seconds) + int(microseconds) * 1e-6
+        nodes = []
+        for number, lease in leases.items():
+            generation, ends_ms, _, name, address, tiers = lease.decode().split("|")
+            about = About.unpack(abouts.get(number, b""))
+            lease_s = int(ends_ms) / 1000 - now_s
+            row = Node(keys, int(number), name, int(generation), lease_s, address, tuple(tiers.split(",")), about)
+            nodes.append(row)
+        return sorted(nodes, key=lambda node: (node.name, node.number))
+
+    def census(self, keys: Keys, nodes: Sequence[Node]) -> Census:
+        """Count all entries, in short calls."""
+        known = {node.number: node for node in nodes}
+        blocks, held, stale = 0, {node.number: dict.fromkeys(node.tiers, 0) for node in nodes}, dict[int, int]()
+        for buckets in _portions(range(keys.buckets)):
+            with self.answering():
+                names = [keys.of("b", bucket) for bucket in buckets]
+                answer = self.client.eval(_COUNT, len(names), *names)
+            blocks += int(answer[0])
+            for entry, count in zip(answer[1::2], answer[2::2], strict=True):
+                number, place = self._place(entry, known)
+                if place.stale:
+                    stale[number] = stale.get(number, 0) + int(count)
+                    continue
+                for tier in place.tiers:
+                    held[number][tier] += int(count)
+        return Census(blocks, held, stale)
+
+    def find(self, keys: Keys, nodes: Sequence[Node], starts: Sequence[bytes]) -> dict[BlockHash, list[Place]]:
+        """Blocks whose hash is, or begins with, one of ``starts`` (four bytes or more), and where they are."""
+        known = {node.number: node for node in nodes}
+        found: dict[BlockHash, list[Place]] = {}
+        for portion in _portions(starts):
+            with self.answering(), self.client.pipeline(transaction=False) as pipeline:
+                for start in portion:
+                    bucket = keys.of("b", keys.bucket(start))
+                    if len(start) == HASH_BYTES:
+                        pipeline.hget(bucket, start)
+                    else:
+                        pipeline.hgetall(bucket)
+                answers = pipeline.execute()
+            for start, answer in zip(portion, answers, strict=True):
+                entries = answer if isinstance(answer, dict) else {start: answer} if answer else {}
+                for block, entry in entries.items():
+                    if block.startswith(start):
+                        places = [self._place(entry[at : at + 12], known)[1] for at in range(0, len(entry), 12)]
+                        found[BlockHash(block)] = places
+        return found
+
+    def blocks_of(self, node: Node) -> Iterator[list[BlockHash]]:
+        """What a living node has entered, portion by portion."""
+        with self.answering():
+            buckets = sorted(int(bucket) for bucket in self.client.smembers(node.keys.of("r", node.number)))
+        for portion in _portions(buckets):
+            with self.answering(), self.client.pipeline(transaction=False) as pipeline:
+                for bucket in portion:
+                    pipeline.hgetall(node.keys.of("b", bucket))
+                answers = pipeline.execute()
+            wanted = (node.number, node.generation)
+            yield [
+                BlockHash(block)
+                for entries in answers
+                for block, entry in entries.items()
+                if any(place[:2] == wanted for place in _PLACE.iter_unpack(entry))
+            ]
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Turns what the client raises into `IndexUnavailableError`."""
+        try:
+            yield
+        except (RedisError, RedisClusterException, OSError) as error:
+            raise IndexUnavailableError(f"the Redis index at {self.where} does not serve us: {error}") from error
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.client.close()
+
+    def _place(self, entry: bytes, known: dict[int, Node]) -> tuple[int, Place]:
+        number, generation, bits = _PLACE.unpack(entry)
+        node = known.get(number)
+        if node is None:
+            return number, Place(None, (), stale=True)
+        tiers = tuple(tier for position, tier in enumerate(node.tiers) if bits >> position & 1)
+        return number, Place(node, tiers, stale=not node.live or generation != node.generation)
+
+
+def _portions(items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
+    return (items[start : start + BUCKETS_AT_ONCE] for start in range(0, len(items), BUCKETS_AT_ONCE))
