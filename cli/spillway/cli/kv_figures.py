@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import urllib.request
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ class TierFigures:
     bytes: int = 0
     budget_bytes: int = 0
     hits: int = 0
-    misses: Counter[str] = field(default_factory=Counter)
+    misses: dict[str, int] = field(default_factory=dict)
     verify_failures: int = 0
     breaker: str = ""
 

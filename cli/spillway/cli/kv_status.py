@@ -126,7 +126,12 @@ def _print_nodes(nodes: list[Row]) -> None:
         hits, trouble = _health(node)
         stale = f"{node['stale_entries']:,}" if node["stale_entries"] else "-"
         table.add_row(node["node"], lease, str(node["generation"]), node["address"] or "-", *held, stale, hits, trouble)
-    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+    _console().print(table)
+
+
+def _console() -> Console:
+    """Wide where it is no terminal: what is piped must not be cut."""
+    return Console(width=None if sys.stdout.isatty() else 250)
 
 
 def _amount(tier: Row | None) -> str:
@@ -167,4 +172,4 @@ def _print_disk(disk: Row) -> None:
             f"{row['foreign_blocks']:,}",
             format_size(row["bytes"]),
         )
-    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+    _console().print(table)

@@ -82,13 +82,14 @@ class SharedIndex:
 
     def __init__(self, url: str, timeout_s: float = 5.0) -> None:
         """Raises `ConfigError` for a URL that is none, `IndexUnavailableError`."""
-        parts = urlsplit(url)
-        self.where = f"{parts.hostname or 'localhost'}:{parts.port or 6379}"
-        with self.answering():
-            try:
+        try:
+            parts = urlsplit(url)
+            self.where = f"{parts.hostname or 'localhost'}:{parts.port or 6379}"
+            with self.answering():
                 self.client = connect(url, timeout_s)
-            except (ValueError, TypeError) as error:
-                raise ConfigError(f"the URL of the Redis index cannot be used: {error}") from None
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"the URL of the Redis index cannot be used: {error}") from None
+        with self.answering():
             self.client.ping()
 
     def namespaces(self) -> list[Keys]:
