@@ -140,12 +140,12 @@ def _retire(path: Path, views: list[SlotView]) -> int:
         named = [view for view in still if view.block]
         if named:
             segment.retire([view.slot for view in named], max(view.sequence for view in named) + 1)
-        for view in still:
-            if view.fault is MissReason.HEADER and not view.block:
-                segment.erase(view.slot)
+        nameless = [view for view in still if view.fault is MissReason.HEADER and not view.block]
+        for view in nameless:
+            segment.erase(view.slot)
     finally:
         segment.close(sync=True)
-    return len(still)
+    return len(named) + len(nameless)
 
 
 def _sequence(segment: Segment, slot: int) -> int | None:
