@@ -12,11 +12,13 @@ import pytest
 import torch
 from paged_loop import Chunk, Run, generate, make_batch, make_pool
 from torch import Tensor
+from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from spillway.node_agent.checkpoint import Checkpoint, WeightReader
 from spillway.node_agent.models.decoder import Decoder
 from spillway.node_agent.models.errors import ShardError
+from spillway.node_agent.models.linear import DenseLinear
 from spillway.node_agent.models.shard import WHOLE, TensorShard
 from spillway.node_agent.models.weights import LoadOptions
 
@@ -174,3 +176,13 @@ def test_every_row_can_be_sampled_and_a_negative_slot_is_not_written(tiny_checkp
     assert torch.equal(again[0], logits[-1]), "KV that is there already is used as it is"
     assert torch.equal(pool.isnan(), before.isnan())
     assert torch.equal(pool.nan_to_num(), before.nan_to_num())
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_dense_layer_writes_where_it_is_told(bias: bool) -> None:
+    weight, added, x = torch.randn(7, 5), torch.randn(7) if bias else None, torch.randn(3, 5)
+    out = torch.full((4, 7), torch.nan)
+    result = DenseLinear(weight, added)(x, out[:3])
+    assert result.data_ptr() == out.data_ptr()
+    torch.testing.assert_close(result, functional.linear(x, weight, added))
+    assert out[3].isnan().all()

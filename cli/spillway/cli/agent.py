@@ -64,7 +64,7 @@ def _load(options: AgentOptions, scratch: Path) -> LoadedModel:
     """For the engine's thread."""
     checkpoint = Checkpoint.open(options.model)
     dtype = options.dtype or default_dtype(options.device)
-    config = replace(engine_config(options, dtype, scratch), sharing=options.sharing)
+    config = replace(engine_config(options, checkpoint.spec, dtype, scratch), sharing=options.sharing)
     loaded = load_engine(checkpoint, checkpoint.digest().hex(), config)
     log.info("loaded %s as %s; %s", options.model, dtype, describe_tiers(loaded, config))
     return loaded

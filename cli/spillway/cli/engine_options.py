@@ -8,7 +8,8 @@ from pathlib import Path
 import psutil
 
 from spillway.cli.sizes import format_size
-from spillway.node_agent.load import EngineConfig, LoadedModel, pick_device
+from spillway.node_agent.load import DTYPES, DeviceError, EngineConfig, LoadedModel, pick_device
+from spillway.node_agent.models.spec import DecoderSpec
 
 DEFAULT_DISK_BYTES = 16 << 30
 
@@ -30,16 +31,21 @@ class EngineOptions:
     seed: int
 
 
-def engine_config(options: EngineOptions, dtype: str, default_disk_dir: Path) -> EngineConfig:
+def engine_config(options: EngineOptions, spec: DecoderSpec, dtype: str, default_disk_dir: Path) -> EngineConfig:
     """The engine's configuration, with this machine's defaults for what the user left open.
 
-    Raises DeviceError.
+    Raises:
+        DeviceError: the device is not there, or too small.
     """
     device = pick_device(options.device).type
     host_memory = psutil.virtual_memory().available
+    max_batch_tokens = options.max_batch_tokens or (1024 if device == "cpu" else 8192)
     device_kv = options.device_kv_bytes
     if device_kv is None:
-        device_kv = min(4 << 30, host_memory // 4) if device == "cpu" else _free_cuda_bytes()
+        if device == "cpu":
+            device_kv = min(4 << 30, host_memory // 4)
+        else:
+            device_kv = left_for_kv_bytes(_free_cuda_bytes(), spec, dtype, max_batch_tokens, options.max_sequences)
     host_kv = options.host_kv_bytes
     if host_kv is None:
         host_kv = min(4 << 30, host_memory // 4) if device == "cpu" else host_memory // 2
@@ -58,7 +64,7 @@ def engine_config(options: EngineOptions, dtype: str, default_disk_dir: Path) ->
         host_kv_bytes=host_kv,
         disk_kv_bytes=disk_kv,
         disk_dir=(options.disk_dir or default_disk_dir) if disk_kv else None,
-        max_batch_tokens=options.max_batch_tokens or (1024 if device == "cpu" else 8192),
+        max_batch_tokens=max_batch_tokens,
         max_sequences=options.max_sequences,
     )
 
@@ -73,11 +79,32 @@ def default_dtype(device: str) -> str:
     return "float32" if pick_device(device).type == "cpu" else "bfloat16"
 
 
+def left_for_kv_bytes(free_bytes: int, spec: DecoderSpec, dtype: str, max_batch_tokens: int, max_rows: int) -> int:
+    """What of a GPU's free memory is left for KV beside the weights and the largest step.
+
+    A step holds, for each of its rows, the residual and what a layer makes of it, and for each sampled row its logits
+    in the model's dtype and in float32. A twentieth of the memory stays free, for fragments and libraries' workspaces.
+
+    Raises:
+        DeviceError: the weights alone do not fit.
+    """
+    size = DTYPES[dtype].itemsize
+    row = (4 * spec.hidden + 2 * (spec.heads + spec.kv_heads) * spec.head_dim + 3 * spec.intermediate) * size
+    step = max_batch_tokens * row + min(max_rows, max_batch_tokens) * spec.vocab * (size + 4)
+    weights = spec.weight_count() * size
+    left = int(free_bytes * 0.95) - weights - step
+    if left <= 0:
+        raise DeviceError(
+            f"of {format_size(free_bytes)} GPU memory, weights need {format_size(weights)}, a step {format_size(step)}",
+            "Take a GPU with more memory, a narrower --dtype, or fewer --max-batch-tokens.",
+        )
+    return left
+
+
 def _free_cuda_bytes() -> int:
     import torch
 
-    free, _ = torch.cuda.mem_get_info()
-    return int(free * 0.8)
+    return int(torch.cuda.mem_get_info()[0])
 
 
 def describe_tiers(loaded: LoadedModel, config: EngineConfig) -> str:

@@ -100,7 +100,7 @@ def _run_job(options: RunOptions, checkpoint: Checkpoint, digest: str, dtype: st
     before, stop = job.counts(), StopSignal()
     with stop.installed():
         started = time.monotonic()
-        config = engine_config(options, dtype, job.paths.directory / KV_FOLDER)
+        config = engine_config(options, checkpoint.spec, dtype, job.paths.directory / KV_FOLDER)
         loaded = load_engine(checkpoint, digest, config)
         load_s = time.monotonic() - started
         console.print(f"spillway: {describe_tiers(loaded, config)}")

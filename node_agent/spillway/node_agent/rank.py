@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TypeVar
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -11,6 +14,11 @@ from spillway.kvstore import BlockHash, BlockStore
 from spillway.node_agent.batch import StepBatch
 from spillway.node_agent.models.decoder import Decoder
 from spillway.node_agent.plan import StepPlan, StepResult, Work
+
+Move = TypeVar("Move")
+
+STAGING_BYTES = 64 << 20
+"""What a spill or a fetch on CUDA takes of pinned and of device memory, however many blocks it moves."""
 
 
 class Rank:
@@ -34,8 +42,8 @@ class Rank:
         self.save(plan.spills)
         fetched = self._load(plan.fetches)
         if plan.copies:
-            source, target = zip(*plan.copies, strict=True)
-            kernels.copy_blocks(self._pool, torch.tensor(source), torch.tensor(target))
+            source, target = torch.tensor(plan.copies, device=self._pool.device).T.contiguous()
+            kernels.copy_blocks(self._pool, source, target)
         if not plan.num_tokens:
             return StepResult(fetched, None)
         batch = build_batch(plan, self._block_tokens).to(self._pool.device)
@@ -48,22 +56,28 @@ class Rank:
         if self._host_bytes is not None:
             self._store.put_many([(name, self._host_bytes[block]) for block, name in spills])
             return
-        staged = self._stage(len(spills))
-        staged.copy_(self._device_bytes[torch.tensor([block for block, _ in spills], device=self._device_bytes.device)])
-        rows = staged.numpy()
-        self._store.put_many([(name, rows[index]) for index, (_, name) in enumerate(spills)])
+        for part in self._parts(spills):
+            blocks = torch.tensor([block for block, _ in part], device=self._device_bytes.device)
+            rows = self._stage(len(part)).copy_(self._device_bytes[blocks]).numpy()
+            self._store.put_many([(name, row) for (_, name), row in zip(part, rows, strict=True)])
 
     def _load(self, fetches: list[tuple[BlockHash, int]]) -> list[bool]:
         if not fetches or self._store is None:
             return []
         if self._host_bytes is not None:
             return self._store.get_many([(name, self._host_bytes[block]) for name, block in fetches])
-        staged = self._stage(len(fetches))
-        rows = staged.numpy()
-        answers = self._store.get_many([(name, rows[index]) for index, (name, _) in enumerate(fetches)])
-        targets = torch.tensor([block for _, block in fetches], device=self._device_bytes.device)
-        self._device_bytes[targets] = staged.to(self._device_bytes.device)
+        answers = []
+        for part in self._parts(fetches):
+            staged = self._stage(len(part))
+            answers += self._store.get_many([(name, row) for (name, _), row in zip(part, staged.numpy(), strict=True)])
+            blocks = torch.tensor([block for _, block in part], device=self._device_bytes.device)
+            self._device_bytes[blocks] = staged.to(self._device_bytes.device)
         return answers
+
+    def _parts(self, moves: list[Move]) -> Iterator[list[Move]]:
+        """As many at a time as the staging buffers may take."""
+        count = max(1, STAGING_BYTES // self._device_bytes.shape[1])
+        return (moves[start : start + count] for start in range(0, len(moves), count))
 
     def _stage(self, blocks: int) -> torch.Tensor:
         return torch.empty((blocks, self._device_bytes.shape[1]), dtype=torch.uint8, pin_memory=True)

@@ -35,9 +35,13 @@ class DenseLinear:
     weight: Tensor
     bias: Tensor | None
 
-    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:  # noqa: ARG002 - cuBLAS allocates
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """``x · weightᵀ + bias``."""
-        return functional.linear(x, self.weight, self.bias)
+        if out is None:
+            return functional.linear(x, self.weight, self.bias)
+        if self.bias is None:
+            return torch.mm(x, self.weight.t(), out=out)
+        return torch.addmm(self.bias, x, self.weight.t(), out=out)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
