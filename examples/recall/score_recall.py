@@ -1,14 +1,17 @@
 #!/usr/bin/env python3
 """Score the results of a recall set: the share of right numbers by document length.
 
-    python examples/recall/score_recall.py out/recall-answers.jsonl out/recall-results.jsonl --json score.json
+    python examples/recall/score_recall.py out/recall-answers.jsonl out/recall-results.jsonl
+    python examples/recall/score_recall.py … --report out/report.json --json score.json   # to keep it
 
 An answer is right if the number stands in it by itself, not as part of a longer one. A line without a result is wrong.
+What is kept names the set by its digest, and the run by what `spillway run --report` wrote.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import re
@@ -71,13 +74,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("answers", type=Path)
     parser.add_argument("results", type=Path)
+    parser.add_argument("--report", type=Path, help="the report of the run that gave the results")
     parser.add_argument("--json", type=Path, help="also write the scores here")
     arguments = parser.parse_args()
     answers = [json.loads(line) for line in arguments.answers.read_text(encoding="utf-8").splitlines()]
     scores = score(answers, read_results(arguments.results))
     print(table(scores))
     if arguments.json:
-        arguments.json.write_text(json.dumps({name: asdict(each) for name, each in scores.items()}, indent=1) + "\n")
+        kept: dict[str, Any] = {"answers_sha256": hashlib.sha256(arguments.answers.read_bytes()).hexdigest()}
+        if arguments.report:
+            report = json.loads(arguments.report.read_text(encoding="utf-8"))
+            kept["run"] = {key: report[key] for key in ("command", "machine", "dtype", "device", "lines", "run_s")}
+        kept["scores"] = {name: asdict(each) for name, each in scores.items()}
+        arguments.json.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 if __name__ == "__main__":

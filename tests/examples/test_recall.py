@@ -88,4 +88,4 @@ def test_the_scorer_prints_a_table_and_writes_json(tmp_path: Path) -> None:
     command = [sys.executable, score_recall.__file__, str(answers), str(results), "--json", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "| 256 | 1 | 1 | 100% |" in done.stdout
-    assert json.loads(out.read_text())["all"]["share"] == 1.0
+    assert json.loads(out.read_text())["scores"]["all"]["share"] == 1.0
