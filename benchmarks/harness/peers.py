@@ -18,7 +18,6 @@ from harness.workloads import Workload
 
 KEEP_PAGES = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(1 << 26)}
 """glibc never gives memory back: most of what transformers loses on a CPU is page faults on fresh memory."""
-KV_GIB = 4
 SEQUENCES = 64
 
 
@@ -139,14 +138,14 @@ def run_peer(name: str, setting: Setting, place: Place) -> Outcome:
         PeerError: it failed or took too long.
     """
     if name == SPILLWAY:
-        return run_spillway(setting, place, SpillwayBudget(device_kv=f"{KV_GIB}GiB"))
+        return run_spillway(setting, place, SpillwayBudget(device_kv=f"{setting.workload.kv_gib}GiB"))
     peer = PEERS[name]
     python = place.environments.python(peer.environment)
     options = dict(peer.options)
     if peer.export:
         options["export"] = str(export(peer.export, setting, place))
     if peer.kv_from_workload:
-        options["kv_gib"] = str(KV_GIB)
+        options["kv_gib"] = str(setting.workload.kv_gib)
     task = write_task(setting, place, name, options)
     result = place.path("results", f"{name}.json")
     result.unlink(missing_ok=True)

@@ -20,6 +20,8 @@ class Workload:
     name: str
     lines: list[tuple[list[int], int]]
     shares_prefixes: bool = False
+    kv_gib: int = 4
+    """KV memory that everybody gets: enough for 64 lines at once, but for `documents`."""
 
     @property
     def prompt_tokens(self) -> int:
@@ -71,7 +73,8 @@ def make(name: str, vocabulary: int, seed: int = 0) -> Workload:
 
     mixed: 128 lines, prompts of 32 to 512 tokens, outputs of 16 to 128.  equal-64: 64 lines of 64 tokens, 64 out.
     equal-256: 128 lines of 256 tokens, 64 out.  shared: 64 lines, 16 over each of four documents of 768 tokens, with
-    a question of 32 tokens of their own, 32 out.
+    a question of 32 tokens of their own, 32 out.  documents: 72 lines, four over each of 18 documents of 1536 tokens,
+    one document after the other and round again, with 32 tokens of their own, 16 out, in KV memory for ten documents.
 
     Raises:
         KeyError: no such workload.
@@ -81,6 +84,10 @@ def make(name: str, vocabulary: int, seed: int = 0) -> Workload:
         documents = [_ids(rng, 768, vocabulary) for _ in range(4)]
         lines = [(documents[number % 4] + _ids(rng, 32, vocabulary), 32) for number in range(64)]
         return Workload(name, lines, shares_prefixes=True)
+    if name == "documents":
+        documents = [_ids(rng, 1536, vocabulary) for _ in range(18)]
+        lines = [(documents[number % 18] + _ids(rng, 32, vocabulary), 16) for number in range(72)]
+        return Workload(name, lines, shares_prefixes=True, kv_gib=1)
     if name == "mixed":
         sizes = [(rng.randint(32, 512), rng.randint(16, 128)) for _ in range(128)]
     else:
@@ -88,4 +95,4 @@ def make(name: str, vocabulary: int, seed: int = 0) -> Workload:
     return Workload(name, [(_ids(rng, prompt, vocabulary), output) for prompt, output in sizes])
 
 
-WORKLOADS = ("mixed", "equal-64", "equal-256", "shared")
+WORKLOADS = ("mixed", "equal-64", "equal-256", "shared", "documents")
