@@ -8,6 +8,7 @@
     python benchmarks/offline.py pool                         # KV bytes of device pool against tokens/s, with a plot
     python benchmarks/offline.py memory                       # peak memory of 100 and of 100,000 lines
     python benchmarks/offline.py table                        # every figure quoted in the documentation
+    python benchmarks/offline.py docs                         # write those figures into docs/performance.md
 
 Every peer runs as a process of its own in a virtual environment of its own under `.bench/`, made by the first run and
 kept. A peer that does not install or does not finish is reported as such. Figures are of the batch: loading, compiling
@@ -24,7 +25,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from harness import modes, results
+from harness import docs, modes, results
 from harness.environments import PEERS as SCRIPTS
 from harness.environments import Environments, InstallError
 from harness.measure import measured
@@ -54,6 +55,8 @@ def main() -> int:
     place = Place(arguments.work, Environments(arguments.work / "envs"), arguments.limit_s)
     if arguments.mode == "table":
         print_tables()
+    elif arguments.mode == "docs":
+        docs.PAGE.write_text(docs.filled(docs.PAGE.read_text()))
     elif arguments.mode == "setup":
         return set_up(arguments, place)
     elif arguments.mode == "compare":
@@ -78,7 +81,7 @@ def parse() -> argparse.Namespace:
         return split
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    choices = ("compare", "setup", "spill", "pool", "memory", "table")
+    choices = ("compare", "setup", "spill", "pool", "memory", "table", "docs")
     parser.add_argument("mode", nargs="?", choices=choices, default="compare")
     parser.add_argument("--model", choices=MODELS, default=RANDOM_MODEL)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
@@ -185,8 +188,7 @@ def match_of(outcome: Outcome, reference_file: Path, setting: Setting) -> float 
 def print_tables() -> None:
     """All kept comparisons, as the documentation quotes them."""
     for path in sorted(results.RESULTS.glob("offline-*.json")):
-        kept = json.loads(path.read_text())
-        print(results.table(kept) if "peers" in kept else modes.table(kept))
+        print(docs.table_of(path.stem))
 
 
 def say(text: str) -> None:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import results
+from harness import docs, results
 from harness.environments import read_recipes
 from harness.measure import measured
 from harness.models import RANDOM_MODEL, Shape, checkpoint, shape_of, tiny_llama
@@ -154,3 +154,9 @@ def test_the_random_model_has_206_million_parameters(tmp_path: Path) -> None:
     with safe_open(checkpoint(RANDOM_MODEL, tmp_path) / "model.safetensors", "pt") as file:
         total = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118 - not a mapping
     assert round(total / 1e6, 1) == 205.6
+
+
+def test_the_tables_in_the_documentation_are_the_kept_results() -> None:
+    page = docs.PAGE.read_text()
+    assert page.count("<!-- table ") >= 5
+    assert docs.filled(page) == page, "run `python benchmarks/offline.py docs`"

@@ -1,0 +1,23 @@
+"""The tables in the documentation, written from the kept results so that neither can go stale."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from harness import modes, results
+from harness.models import CHECKOUT
+
+PAGE = CHECKOUT / "docs" / "performance.md"
+_BLOCK = re.compile(r"(<!-- table (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def table_of(name: str) -> str:
+    """The table of a kept result, by its file's name without the ending."""
+    kept = json.loads((results.RESULTS / f"{name}.json").read_text())
+    return results.table(kept) if "peers" in kept else modes.table(kept)
+
+
+def filled(text: str) -> str:
+    """The page with every marked table as the results have it."""
+    return _BLOCK.sub(lambda found: found[1] + table_of(found["name"]) + found[3], text)
