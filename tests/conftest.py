@@ -6,6 +6,8 @@ import os
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for the network
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests share the cores already; tiny models gain nothing from two
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,13 @@ from typing import Any
 import pytest
 
 pytest_plugins = ["testcluster.fixtures"]  # control_plane
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests run side by side, a file stays in one process; and there is one control plane, in one of them."""
+    for item in items:
+        clustered = "control_plane" in getattr(item, "fixturenames", ()) or item.path.parent.name == "cluster"
+        item.add_marker(pytest.mark.xdist_group("cluster" if clustered else item.path.name))
 
 
 @pytest.fixture(scope="session")
