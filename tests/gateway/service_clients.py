@@ -134,7 +134,7 @@ def refused() -> Iterator[Refusal]:
 
 async def serve(data: Path, port: int) -> None:
     """A gateway alone, until it is killed."""
-    async with gateway(ServiceConfig(data, leases=LeaseRules(ttl_s=2)), f"127.0.0.1:{port}"):
+    async with gateway(ServiceConfig(data, leases=LeaseRules(ttl_s=2, max_attempts=1000)), f"127.0.0.1:{port}"):
         await asyncio.Event().wait()
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
+import numpy as np
+import numpy.typing as npt
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -15,11 +15,11 @@ class FakeLines:
     """Lines in a given order, some of them done."""
 
     def __init__(self, order: list[int]) -> None:
-        self.order = order
+        self.order = np.array(order, dtype=np.uint32)
         self.done: set[int] = set()
 
-    def pending_indices(self) -> Iterator[int]:
-        return (index for index in self.order if index not in self.done)
+    def undone_places(self) -> npt.NDArray[np.bool_]:
+        return np.array([int(index) not in self.done for index in self.order], dtype=bool)
 
     def is_done(self, index: int) -> bool:
         return index in self.done
@@ -162,6 +162,18 @@ class LeasesLoseNothing(RuleBasedStateMachine):
         assert not taken & (self.lines.done | self.given_up | set().union(*self.held.values()))
         self.ids.append(lease.id)
         self.held[len(self.ids)], self.expires[len(self.ids)] = taken, self.now + 10
+
+    @rule(count=st.integers(1, 4), span=st.tuples(st.integers(0, 6), st.integers(0, 6)))
+    def take_from_a_part(self, count: int, span: tuple[int, int]) -> None:
+        lease = self.leases.take("w", count, self.now, span)
+        out = self.lines.done | self.given_up | set().union(*self.held.values())
+        wanted = [int(index) for index in self.lines.order[slice(*span)] if index not in out]
+        if lease is None:
+            assert not wanted
+            return
+        assert list(lease.lines) == wanted[:count]
+        self.ids.append(lease.id)
+        self.held[len(self.ids)], self.expires[len(self.ids)] = set(lease.lines), self.now + 10
 
     @rule(seconds=st.floats(0, 8))
     def wait(self, seconds: float) -> None:

@@ -65,6 +65,25 @@ class Usage:
         }
 
 
+def usage_of(body: bytes) -> Usage:
+    """What the `usage` of a response body says; zeros where it says nothing that can be used.
+
+    Raises msgspec.DecodeError for what is no JSON object.
+    """
+    stated = _BODY_DECODER.decode(body).usage
+    if not isinstance(stated, dict):
+        return Usage(0, 0)
+    counts = (stated.get(name) for name in ("prompt_tokens", "completion_tokens"))
+    return Usage(*(count if type(count) is int and 0 <= count < 2**53 else 0 for count in counts))
+
+
+class _Used(msgspec.Struct):
+    usage: Any = None
+
+
+_BODY_DECODER = msgspec.json.Decoder(_Used)
+
+
 @dataclass(frozen=True, slots=True)
 class LineIds:
     """The three ids of a line. They follow from the job and the line, so a rerun writes the same ones."""
@@ -136,6 +155,22 @@ def result_line(ids: LineIds, custom_id: str, body: bytes) -> bytes:
         ids.request.encode(),
         body,
     )
+
+
+def body_of_result(row: bytes) -> bytes:
+    """The body in what `result_line` made. Raises msgspec.DecodeError for anything else."""
+    return bytes(_ROW_DECODER.decode(row).response.body)
+
+
+class _Response(msgspec.Struct):
+    body: msgspec.Raw
+
+
+class _ResultRow(msgspec.Struct):
+    response: _Response
+
+
+_ROW_DECODER = msgspec.json.Decoder(_ResultRow)
 
 
 def error_line(batch_id: str, error: LineError) -> bytes:

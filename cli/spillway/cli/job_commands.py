@@ -47,7 +47,7 @@ def submit(
 
     wanted = batch_pb2.Job(model=model, display_name=name, labels=_labels(label or []), priority=priority)
     if deadline is not None:
-        wanted.deadline.FromMilliseconds(round((time.time() + _duration_s(deadline)) * 1000))
+        wanted.deadline.FromMilliseconds(round((time.time() + duration_s(deadline)) * 1000))
     connection = Connection(gateway, token_file)
     accepted = jobs.submit(connection, wanted, input, request_id)
     print(job_view.as_json(accepted) if json else accepted.name, flush=True)
@@ -114,9 +114,35 @@ def cancel(
     job: JobArgument, gateway: GatewayOption = None, token_file: TokenFileOption = None, json: JsonOption = False
 ) -> None:
     """Cancel a job: what is done is kept, lines without a result get the code cancelled."""
+    _order("CANCEL", job, Connection(gateway, token_file), json)
+
+
+def pause(
+    job: JobArgument, gateway: GatewayOption = None, token_file: TokenFileOption = None, json: JsonOption = False
+) -> None:
+    """Hand out no further lines of a job until it is resumed; lines that are running are finished."""
+    _order("PAUSE", job, Connection(gateway, token_file), json)
+
+
+def resume(
+    job: JobArgument, gateway: GatewayOption = None, token_file: TokenFileOption = None, json: JsonOption = False
+) -> None:
+    """Go on with a paused job."""
+    _order("RESUME", job, Connection(gateway, token_file), json)
+
+
+def delete(job: JobArgument, gateway: GatewayOption = None, token_file: TokenFileOption = None) -> None:
+    """Remove a job that has ended, with its input and its results."""
     from spillway.cli import jobs
 
-    jobs.cancel(Connection(gateway, token_file), job, json_lines=json)
+    jobs.delete(Connection(gateway, token_file), job)
+
+
+def _order(what: str, job: str, connection: Connection, json: bool) -> None:
+    from spillway.api.client.batch import Order
+    from spillway.cli import jobs
+
+    jobs.order(connection, job, Order[what], json_lines=json)
 
 
 def _labels(pairs: list[str]) -> dict[str, str]:
@@ -126,7 +152,8 @@ def _labels(pairs: list[str]) -> dict[str, str]:
     return {key: value for key, _, value in (pair.partition("=") for pair in pairs)}
 
 
-def _duration_s(text: str) -> float:
+def duration_s(text: str) -> float:
+    """Seconds of 90s, 30m, 12h or 2d. Raises UsageError."""
     match = _DURATION.fullmatch(text)
     if match is None:
         raise UsageError(f"{text!r} is no length of time", "Write it like 90s, 30m, 12h or 2d.")

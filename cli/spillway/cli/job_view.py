@@ -51,18 +51,33 @@ def summary(job: batch_pb2.Job) -> str:
         parts.append(f"{lines.failed} failed ({', '.join(f'{code} {count}' for code, count in codes)})")
     if lines.leased:
         parts.append(f"{lines.leased} running")
+    if job.tokens.per_second:
+        parts.append(f"{job.tokens.per_second:,.0f} tokens/s")
+    if job.HasField("latest_end_time"):
+        parts.append(f"ends in {end_band(job)}")
     parts += [job.waiting_reason] if job.waiting_reason else []
     parts += [job.error.message] if job.HasField("error") else []
+    parts += [f"mended: {each}" for each in job.repairs]
     return "; ".join(parts)
+
+
+def end_band(job: batch_pb2.Job) -> str:
+    """ "5m 00s to 7m 30s", or empty while nobody can tell."""
+    if not job.HasField("latest_end_time"):
+        return ""
+    times = (job.earliest_end_time, job.latest_end_time)
+    early, late = (format_duration(max(0.0, each.ToMilliseconds() / 1000 - time.time())) for each in times)
+    return early if early == late else f"{early} to {late}"
 
 
 def print_table(jobs: list[batch_pb2.Job]) -> None:
     """To stdout."""
-    table = Table("job", "name", "model", "state", "done", "failed", "lines", "age", box=None)
+    table = Table("job", "name", "model", "state", "done", "failed", "lines", "tokens", "ends in", "age", box=None)
     for job in jobs:
         age = format_duration(max(0.0, time.time() - job.create_time.ToSeconds()))
-        counts = (str(each) for each in (job.lines.completed, job.lines.failed, job.lines.total))
-        table.add_row(job.name, job.display_name, job.model, state(job), *counts, age)
+        tokens = job.tokens.prompt + job.tokens.completion
+        counts = (str(each) for each in (job.lines.completed, job.lines.failed, job.lines.total, tokens))
+        table.add_row(job.name, job.display_name, job.model, state(job), *counts, end_band(job), age)
     Console(soft_wrap=not sys.stdout.isatty()).print(table)
 
 

@@ -1,4 +1,4 @@
-"""What `submit`, `jobs`, `watch`, `results` and `cancel` do."""
+"""What the commands about jobs do."""
 
 from __future__ import annotations
 
@@ -86,15 +86,26 @@ def watch(connection: Connection, job: str, *, json_lines: bool) -> int:
     return 0 if last.state == batch_pb2.Job.COMPLETED else EXIT_NOT_COMPLETED
 
 
-def cancel(connection: Connection, job: str, *, json_lines: bool) -> None:
-    """Cancels a job."""
+def order(connection: Connection, job: str, what: Order, *, json_lines: bool) -> None:
+    """Cancels, pauses or resumes a job."""
 
     async def call() -> batch_pb2.Job:
         async with BatchClient(target(connection)) as client:
-            return await client.order(job_name(job), Order.CANCEL)
+            return await client.order(job_name(job), what)
 
-    cancelled = asyncio.run(call())
-    print(as_json(cancelled) if json_lines else f"{cancelled.name} {state(cancelled)}")
+    changed = asyncio.run(call())
+    print(as_json(changed) if json_lines else f"{changed.name} {state(changed)}")
+
+
+def delete(connection: Connection, job: str) -> None:
+    """Removes a job."""
+
+    async def call() -> None:
+        async with BatchClient(target(connection)) as client:
+            await client.delete(job_name(job))
+
+    asyncio.run(call())
+    print(f"{job_name(job)} deleted")
 
 
 def results(connection: Connection, job: str, files: ResultFiles) -> int:

@@ -12,6 +12,7 @@ import typer
 from spillway.api.errors import SpillwayError
 from spillway.cli import job_commands
 from spillway.cli.agent_command import agent
+from spillway.cli.job_commands import duration_s
 from spillway.cli.kv_commands import kv
 from spillway.cli.operator import operator
 from spillway.cli.options import (
@@ -149,6 +150,12 @@ def serve(
     max_input: Annotated[
         int | None, typer.Option(parser=parse_size, metavar="SIZE", help="The largest input of a job. Default: 64GiB.")
     ] = None,
+    limits: Annotated[
+        Path | None, typer.Option(help="TOML: quotas, calls per second and weights of tenants. Default: no limits.")
+    ] = None,
+    retention: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Remove jobs so long after they ended: 12h, 30d. Default: never.")
+    ] = None,
 ) -> None:
     """Serve batch jobs over gRPC until SIGTERM.
 
@@ -157,9 +164,15 @@ def serve(
     """
     from spillway.cli.serve import ServeOptions
     from spillway.cli.serve import serve as serve_jobs
-    from spillway.gateway.service.coordinator import ServiceConfig
+    from spillway.gateway.service.coordinator import DEFAULT_MAX_INPUT_BYTES, ServiceConfig
+    from spillway.gateway.service.limits import Limits
 
-    config = ServiceConfig(jobs_dir) if max_input is None else ServiceConfig(jobs_dir, max_input_bytes=max_input)
+    config = ServiceConfig(
+        jobs_dir,
+        max_input_bytes=max_input or DEFAULT_MAX_INPUT_BYTES,
+        limits=Limits() if limits is None else Limits.load(limits),
+        retention_s=None if retention is None else duration_s(retention),
+    )
     serve_jobs(ServeOptions(config, listen, tokens, tls_cert, tls_key, tls_client_ca, insecure))
 
 
@@ -171,6 +184,9 @@ app.command("jobs")(job_commands.list_jobs)
 app.command()(job_commands.watch)
 app.command()(job_commands.results)
 app.command()(job_commands.cancel)
+app.command()(job_commands.pause)
+app.command()(job_commands.resume)
+app.command()(job_commands.delete)
 
 
 def main() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
+
+Value = TypeVar("Value")
 
 TEMPORARY_SUFFIX = ".spillway.tmp"
 _WRITE_BUFFER_BYTES = 1024 * 1024
@@ -48,3 +50,45 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def copy_of(path: Path) -> Path:
+    """Where the second copy of a small file is kept."""
+    return path.with_name(path.name + ".copy")
+
+
+def write_twice(path: Path, content: bytes) -> None:
+    """Writes a small file and, after it, a copy: tearing either leaves the other to mend it from."""
+    for each in (path, copy_of(path)):
+        with replacing(each) as file:
+            file.write(content)
+
+
+def remove_twice(path: Path) -> None:
+    """Deletes a file written by `write_twice`, durably; the copy first, since it would bring the file back."""
+    remove(copy_of(path))
+    remove(path)
+
+
+def read_twice(path: Path, decode: Callable[[bytes], Value]) -> tuple[Value, bool] | None:
+    """What `write_twice` wrote, and whether it had to be mended from the copy; None if neither file is there.
+
+    `decode` raises ValueError for what was not written in one piece. If that is so of both, its error is raised.
+    """
+    torn: ValueError | None = None
+    try:
+        return decode(path.read_bytes()), False
+    except FileNotFoundError:
+        pass
+    except ValueError as error:
+        torn = error
+    try:
+        content = copy_of(path).read_bytes()
+        value = decode(content)
+    except FileNotFoundError:
+        if torn is None:
+            return None
+        raise torn from None
+    with replacing(path) as file:
+        file.write(content)
+    return value, True

@@ -21,6 +21,7 @@ import xxhash
 
 from spillway.api.errors import ErrorCode, InputError, LineError, StorageError
 from spillway.api.lines import BatchLine, line_too_long, parse_line
+from spillway.gateway.families import LEVELS, families
 from spillway.gateway.order import PrefixOrder, most_tokens, prompt_bytes
 from spillway.gateway.reader import InputFile, Progress, RawLine
 from spillway.gateway.records import Record, RecordKind, encode, file_header
@@ -73,6 +74,22 @@ def decode_error(payload: bytes) -> LineError:
     return msgspec.json.decode(payload, type=LineError)
 
 
+def refusal(source: InputFile, line: np.void, max_line_bytes: int) -> LineError:
+    """Why a line of the table does not run: what is wrong with it alone, else that it repeats a custom_id.
+
+    Raises InputChangedError.
+    """
+    number, length = int(line["number"]), int(line["length"])
+    if length == 0:
+        return line_too_long(number, max_line_bytes)
+    checked = parse_line(source.read_line(int(line["offset"]), length), number, max_line_bytes)
+    if isinstance(checked, LineError):
+        return checked
+    return LineError(
+        ErrorCode.DUPLICATE_CUSTOM_ID, "an earlier line has this custom_id", number, "custom_id", checked.custom_id
+    )
+
+
 def _check(raw: RawLine, max_line_bytes: int) -> BatchLine | LineError:
     if raw.content is None:
         return line_too_long(raw.number, max_line_bytes)
@@ -117,9 +134,12 @@ class _Collector:
         for index in self._repeated_names():
             if valid[index]:
                 valid[index] = False
-                self._write_error(int(index), self._duplicate(source, lines[index]))
-        order = runnable[self._order.order()]
-        return LineTable(lines, order[valid[order]])
+                self._write_error(int(index), refusal(source, lines[index], MAX_LINES))
+        numbers = self._order.order()
+        numbers = numbers[valid[runnable[numbers]]]
+        return LineTable(
+            lines, runnable[numbers], tuple(families(*self._order.keys_at(each, numbers)) for each in LEVELS)
+        )
 
     def _repeated_names(self) -> npt.NDArray[np.uint32]:
         """Indices of lines whose custom_id an earlier line has, in order of the file."""
@@ -129,13 +149,6 @@ class _Collector:
         ordered = words[by_name]
         repeats = np.flatnonzero((ordered[1:] == ordered[:-1]).all(axis=1)) + 1
         return np.sort(indices[by_name[repeats]])
-
-    def _duplicate(self, source: InputFile, line: np.void) -> LineError:
-        number = int(line["number"])
-        parsed = parse_line(source.read_line(int(line["offset"]), int(line["length"])), number, MAX_LINES)
-        return LineError(
-            ErrorCode.DUPLICATE_CUSTOM_ID, "an earlier line has this custom_id", number, "custom_id", parsed.custom_id
-        )
 
     def _write_error(self, index: int, error: LineError) -> None:
         self._log.write(encode(Record(index, RecordKind.ERROR, encode_error(error)), self._log_key))

@@ -23,6 +23,8 @@ from types import TracebackType
 from typing import Self
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from spillway.api.errors import (
     InputChangedError,
@@ -32,15 +34,17 @@ from spillway.api.errors import (
     LineError,
 )
 from spillway.api.lines import BatchLine, Body, Url, parse_line
-from spillway.api.results import BodyHead, LineIds, line_ids, result_line
-from spillway.gateway.durable import remove
-from spillway.gateway.intake import decode_error, encode_error, take_in
-from spillway.gateway.ledger import Ledger, LedgerRepairs
+from spillway.api.results import BodyHead, LineIds, Usage, body_of_result, line_ids, result_line, usage_of
+from spillway.gateway.durable import remove, remove_twice
+from spillway.gateway.families import Span, find
+from spillway.gateway.intake import decode_error, encode_error, refusal, take_in
+from spillway.gateway.ledger import Ledger
 from spillway.gateway.manifest import VERSION, InputRecord, Manifest, SealedRecord, differences
 from spillway.gateway.options import JobOptions
 from spillway.gateway.paths import JobLock, JobPaths
 from spillway.gateway.reader import InputFile, Progress
-from spillway.gateway.records import Record, RecordKind
+from spillway.gateway.records import FILE_HEADER_BYTES, Record, RecordKind
+from spillway.gateway.repairs import JobRepairs, LedgerRepairs
 from spillway.gateway.seal import seal
 from spillway.gateway.table import LineTable
 from spillway.gateway.tail import ResultTail
@@ -81,6 +85,16 @@ class JobCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class _Begun:
+    """What a job goes on with: no table once it is sealed. `mended`: the file was damaged and could be restored."""
+
+    manifest: Manifest
+    table: LineTable | None
+    manifest_mended: bool = False
+    table_mended: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class _LineName:
     custom_id: str
     ids: LineIds
@@ -92,8 +106,9 @@ class Job:
     `complete` and `fail` may be called from any thread; all else from one. Use it as a context manager, or `close` it.
     """
 
-    def __init__(self, paths: JobPaths, manifest: Manifest, lock: JobLock, source: InputFile) -> None:
+    def __init__(self, paths: JobPaths, begun: _Begun, lock: JobLock, source: InputFile) -> None:
         """For `Job.open`."""
+        manifest = begun.manifest
         self.paths = paths
         self.digest = manifest.digest()
         self._manifest, self._lock, self._source = manifest, lock, source
@@ -101,13 +116,15 @@ class Job:
         self._table: LineTable | None = None
         self._ledger: Ledger | None = None
         self._codes: Counter[str] = Counter()
-        self._codes_lock = threading.Lock()
+        self._tallies = threading.Lock()  # over codes and tokens
+        self._prompt_tokens = self._completion_tokens = 0
+        self._begun, self._restored_errors, self._log_lost = begun, 0, False
         if manifest.sealed is None:
-            self._table = LineTable.load(paths.directory / TABLE)
-            if len(self._table.lines) != manifest.num_lines:
-                raise JobCorruptError(f"{paths.directory} contradicts itself", "Pass --restart to start the job over.")
-            self._ledger = Ledger(paths.directory / LOG, manifest.num_lines, manifest.log_key)
-            self._codes.update(str(decode_error(record.payload).code) for record in self._ledger.errors())
+            self._table = begun.table
+            log = paths.directory / LOG
+            self._log_lost = not log.exists() or log.stat().st_size < FILE_HEADER_BYTES  # intake wrote more than that
+            self._ledger = Ledger(log, manifest.num_lines, manifest.log_key, self._recover)
+            self._restore_errors()
 
     @classmethod
     def open(cls, paths: JobPaths, options: JobOptions, progress: Progress | None = None) -> Self:
@@ -128,10 +145,10 @@ class Job:
             source.close()
             raise
         try:
-            manifest = None if options.restart else _resumable(paths, source, options, progress)
-            if manifest is None:
-                manifest = _begin(paths, source, options, progress)
-            return cls(paths, manifest, lock, source)
+            begun = None if options.restart else _resumable(paths, source, options, progress)
+            if begun is None:
+                begun = _begin(paths, source, options, progress)
+            return cls(paths, begun, lock, source)
         except BaseException:
             source.close()
             lock.release(remove_if_unused=True)
@@ -151,6 +168,11 @@ class Job:
         return self._manifest.sealed is not None
 
     @property
+    def input_sha256(self) -> str:
+        """Of the input as it was taken in, in hex."""
+        return self._manifest.input.sha256
+
+    @property
     def created(self) -> int:
         """Unix seconds of the job's beginning, kept over restarts."""
         return self._manifest.created
@@ -161,9 +183,11 @@ class Job:
         return ResultTail(self.paths.directory / LOG, self._manifest.log_key, self.digest)
 
     @property
-    def repairs(self) -> LedgerRepairs:
-        """Damage found and mended in the ledger so far."""
-        return LedgerRepairs() if self._ledger is None else self._ledger.repairs
+    def repairs(self) -> JobRepairs:
+        """Damage found and mended since it was opened."""
+        ledger = LedgerRepairs() if self._ledger is None else self._ledger.repairs
+        begun = self._begun
+        return JobRepairs(ledger, self._restored_errors, begun.manifest_mended, begun.table_mended, self._log_lost)
 
     def counts(self) -> JobCounts:
         """How many lines ended how."""
@@ -172,6 +196,15 @@ class Job:
             assert sealed is not None
             return JobCounts(self._manifest.num_lines, sealed.completed, sealed.failed, sealed.errors_by_code)
         return JobCounts(self._manifest.num_lines, self._ledger.num_results, self._ledger.num_errors, dict(self._codes))
+
+    @property
+    def tokens(self) -> Usage:
+        """Of all results so far, as their bodies state them."""
+        sealed = self._manifest.sealed
+        if sealed is not None:
+            return Usage(sealed.prompt_tokens, sealed.completion_tokens)
+        with self._tallies:
+            return Usage(self._prompt_tokens, self._completion_tokens)
 
     def pending(self) -> Iterator[PendingLine]:
         """Lines without a result, those with the longest common prompt prefix side by side, read one at a time.
@@ -187,6 +220,21 @@ class Job:
         for index in self._table.order:
             if not self._ledger.has(int(index)):
                 yield int(index)
+
+    @property
+    def order(self) -> npt.NDArray[np.uint32]:
+        """Lines that passed intake, in the order in which they should run, done or not: `[n] uint32`."""
+        return np.zeros(0, dtype=np.uint32) if self._table is None else self._table.order
+
+    def undone_places(self) -> npt.NDArray[np.bool_]:
+        """By place in `order`: whether the line has no result yet. `[n] bool`, a copy."""
+        if self._ledger is None:
+            return np.zeros(len(self.order), dtype=bool)
+        return self._ledger.undone()[self.order]
+
+    def family(self, level: int, key: int) -> Span | None:
+        """Where in `order` the lines stand whose prompts begin with what `key` stands for (see families.beginnings)."""
+        return None if self._table is None else find(self._table.families[level], key)
 
     def line(self, index: int) -> PendingLine:
         """One line that passed intake, by index. Raises InputChangedError."""
@@ -207,8 +255,11 @@ class Job:
         if self._ledger is None or self._ledger.has(index):
             return False
         name = self._name(index)
+        used = usage_of(body)
         payload = result_line(name.ids, name.custom_id, body)
         recorded = self._ledger.append(Record(index, RecordKind.RESULT, payload))
+        if recorded:
+            self._count(used)
         self._under_way.pop(index, None)
         return recorded
 
@@ -218,7 +269,7 @@ class Job:
             return False
         error = replace(error, custom_id=self._name(index).custom_id, line=int(self._table.lines[index]["number"]))
         recorded = self._ledger.append(Record(index, RecordKind.ERROR, encode_error(error)))
-        with self._codes_lock:
+        with self._tallies:
             self._codes[str(error.code)] += int(recorded)
         self._under_way.pop(index, None)
         return recorded
@@ -234,7 +285,11 @@ class Job:
             return self.counts()
         if self.counts().pending:
             raise JobError(f"{self.counts().pending} lines have no result yet", "Run the job to its end first.")
-        sealed = seal(self._ledger, self._manifest.num_lines, self.digest, self.paths)
+        try:
+            sealed = seal(self._ledger, self.digest, self.paths, self.tokens)
+        except JobCorruptError:
+            self._restore_errors()
+            raise
         self._manifest = msgspec.structs.replace(self._manifest, sealed=sealed)
         self._manifest.save(self.paths.directory / MANIFEST)
         self._ledger.close()
@@ -258,6 +313,30 @@ class Job:
             self._source.close()
             self._lock.release()
 
+    def _recover(self, record: Record) -> None:
+        if record.kind is RecordKind.RESULT:
+            self._count(usage_of(body_of_result(record.payload)))
+
+    def _count(self, used: Usage) -> None:
+        with self._tallies:
+            self._prompt_tokens += used.prompt_tokens
+            self._completion_tokens += used.completion_tokens
+
+    def _restore_errors(self) -> None:
+        """Lines that intake refused never run: where damage took their error, they are checked again."""
+        assert self._ledger is not None
+        assert self._table is not None
+        codes = Counter(str(decode_error(record.payload).code) for record in self._ledger.errors())
+        lost = self._ledger.undone()
+        lost[self._table.order] = False
+        for index in np.flatnonzero(lost):
+            error = refusal(self._source, self._table.lines[index], _max_line_bytes(self._manifest))
+            self._ledger.append(Record(int(index), RecordKind.ERROR, encode_error(error)))
+            self._restored_errors += 1
+            codes[str(error.code)] += 1
+        with self._tallies:
+            self._codes = codes
+
     def _read(self, index: int) -> tuple[bytes, BatchLine]:
         assert self._table is not None
         row = self._table.lines[index]
@@ -279,19 +358,42 @@ class Job:
         return _LineName(line.custom_id, line_ids(self.digest, index, line.custom_id, line.url))
 
 
-def _resumable(paths: JobPaths, source: InputFile, options: JobOptions, progress: Progress | None) -> Manifest | None:
-    """The manifest to go on with, or None if the job must begin. Raises JobChangedError, OutputExistsError."""
-    manifest = Manifest.load(paths.directory / MANIFEST)
-    if manifest is None:
+def _resumable(paths: JobPaths, source: InputFile, options: JobOptions, progress: Progress | None) -> _Begun | None:
+    """What to go on with, or None if the job must begin. Raises JobChangedError, OutputExistsError."""
+    loaded = Manifest.load(paths.directory / MANIFEST)
+    if loaded is None:
         paths.check_nothing_to_overwrite()
         return None
+    manifest, mended = loaded
     changes = differences(manifest, source.digest(progress).hex(), options)
     if changes:
         raise JobChangedError(paths.directory, changes)
     if manifest.sealed is None:
-        return manifest
+        return _with_table(paths, source, manifest, mended)
     _drop_working_files(paths)
-    return manifest if _check_sealed_files(paths, manifest.sealed) else None
+    return _Begun(manifest, None, mended) if _check_sealed_files(paths, manifest.sealed) else None
+
+
+def _with_table(paths: JobPaths, source: InputFile, manifest: Manifest, mended: bool) -> _Begun:
+    """The manifest with its table of lines, which follows from the input and is made anew if it is damaged.
+
+    Raises JobCorruptError if even the new one does not fit the manifest.
+    """
+    try:
+        table, damaged = LineTable.load(paths.directory / TABLE), False
+    except JobCorruptError:
+        damaged = True
+    if damaged or len(table.lines) != manifest.num_lines:
+        scratch = paths.directory / f"{LOG}.scratch"  # intake writes its errors, which the log has already
+        try:
+            table, damaged = take_in(source, scratch, manifest.log_key, _max_line_bytes(manifest)).table, True
+        finally:
+            scratch.unlink(missing_ok=True)
+        table.save(paths.directory / TABLE)
+        table = LineTable.load(paths.directory / TABLE)
+    if len(table.lines) != manifest.num_lines:
+        raise JobCorruptError(f"{paths.directory} contradicts itself", "Pass --restart to start the job over.")
+    return _Begun(manifest, table, mended, damaged)
 
 
 def _check_sealed_files(paths: JobPaths, sealed: SealedRecord) -> bool:
@@ -309,8 +411,8 @@ def _check_sealed_files(paths: JobPaths, sealed: SealedRecord) -> bool:
     return True
 
 
-def _begin(paths: JobPaths, source: InputFile, options: JobOptions, progress: Progress | None) -> Manifest:
-    remove(paths.directory / MANIFEST)  # first: without it the rest is an unfinished intake
+def _begin(paths: JobPaths, source: InputFile, options: JobOptions, progress: Progress | None) -> _Begun:
+    remove_twice(paths.directory / MANIFEST)  # first: without it the rest is an unfinished intake
     _drop_working_files(paths)
     log_key = secrets.randbits(64)
     try:
@@ -328,7 +430,11 @@ def _begin(paths: JobPaths, source: InputFile, options: JobOptions, progress: Pr
         num_lines=len(intake.table.lines),
     )
     manifest.save(paths.directory / MANIFEST)
-    return manifest
+    return _Begun(manifest, LineTable.load(paths.directory / TABLE))
+
+
+def _max_line_bytes(manifest: Manifest) -> int:
+    return int(manifest.options["max_line_bytes"] or 0)
 
 
 def _drop_working_files(paths: JobPaths) -> None:

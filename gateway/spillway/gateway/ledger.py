@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ import numpy.typing as npt
 
 from spillway.api.errors import StorageError
 from spillway.gateway.records import FILE_HEADER_BYTES, Record, RecordKind, encode, file_header, read_at, scan
+from spillway.gateway.repairs import LedgerRepairs
 from spillway.gateway.sync import GroupSync
 
 SYNC_INTERVAL_S = 1.0
@@ -25,28 +25,20 @@ SYNC_BYTES = 1024 * 1024
 _SCAN_BUFFER_BYTES = 1024 * 1024
 
 
-@dataclass(slots=True)
-class LedgerRepairs:
-    """What opening or reading a log found and mended. All zero after a clean stop."""
-
-    torn_bytes: int = 0
-    """Cut from the end: what was being written when the process or machine died."""
-    corrupt_records: int = 0
-    """Damaged stretches of the log (its head included); the lines they held run again."""
-    repeated_records: int = 0
-    """Records of lines that had one already, or that the job does not have; ignored."""
-
-
 class Ledger:
     """The open log. Calls may come from any thread of one process (the job's lock keeps other processes out)."""
 
-    def __init__(self, path: Path, num_lines: int, key: int) -> None:
+    def __init__(
+        self, path: Path, num_lines: int, key: int, on_record: Callable[[Record], None] = lambda _: None
+    ) -> None:
         """Opens or creates the log of `num_lines` lines; `key` (u64) is the seed of its checksums.
 
+        `on_record` is told of every record that is in force, while it is being opened.
         Memory: 8 bytes a line. Raises StorageError if it cannot be read or written. Whatever does not verify under the
         key is damage, so a log of another job is one with no results.
         """
-        self._path, self._key = path, key
+        self._path, self._key, self._on_record = path, key, on_record
+        self.num_lines = num_lines
         self._offsets = np.zeros(num_lines, dtype=np.int64)  # of the record; 0: none; negated: an error's
         self._lock = threading.Lock()
         self.num_results = self.num_errors = 0
@@ -189,3 +181,4 @@ class Ledger:
             self.repairs.repeated_records += 1
         else:
             self._note(record, offset)
+            self._on_record(record)

@@ -9,10 +9,10 @@ from typing import Literal
 import msgspec
 
 from spillway.api.errors import JobCorruptError
-from spillway.gateway.durable import replacing
+from spillway.gateway.durable import read_twice, write_twice
 from spillway.gateway.options import JobOptions, Scalar
 
-VERSION: Literal[1] = 1
+VERSION: Literal[2] = 2
 
 
 class InputRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -31,12 +31,14 @@ class SealedRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     output_bytes: int
     error_bytes: int | None
     errors_by_code: dict[str, int]
+    prompt_tokens: int
+    completion_tokens: int
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The job directory's `manifest.json`. Written once intake is done, and once more when the job is sealed."""
 
-    version: Literal[1]
+    version: Literal[2]
     created: int
     """Unix seconds; the `created` of every result, so that a resumed job writes the same bytes."""
     log_key: int
@@ -50,18 +52,18 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return hashlib.sha256(msgspec.json.encode([self.input.sha256, sorted(self.options.items())])).digest()
 
     def save(self, path: Path) -> None:
-        """Writes it durably in place of the former one."""
-        with replacing(path) as file:
-            file.write(msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n")
+        """Writes it durably in place of the former one, and a copy beside it."""
+        write_twice(path, msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n")
 
     @classmethod
-    def load(cls, path: Path) -> Manifest | None:
-        """The manifest, or None if there is none yet. Raises JobCorruptError."""
+    def load(cls, path: Path) -> tuple[Manifest, bool] | None:
+        """The manifest, and whether it was torn and had to be mended; or None if there is none yet.
+
+        Raises JobCorruptError.
+        """
         try:
-            return msgspec.json.decode(path.read_bytes(), type=cls)
-        except FileNotFoundError:
-            return None
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            return read_twice(path, msgspec.json.Decoder(cls).decode)
+        except ValueError as error:
             raise JobCorruptError(
                 f"{path} cannot be understood: {error}",
                 "It may be of another version of Spillway. Pass --restart to start the job over.",

@@ -110,6 +110,20 @@ class PrefixOrder:
         longest_first = np.argsort(-answers, kind="stable").astype(np.uint32)
         return longest_first[_refine(keys, starts[longest_first], levels[longest_first])]
 
+    def keys_at(
+        self, level: int, lines: npt.NDArray[np.uint32]
+    ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]]:
+        """Keys `[lines]` of the numbered lines at a boundary, and which of them reach it (the others have key 0)."""
+        levels = np.frombuffer(self._levels, dtype=np.uint8)
+        found = np.zeros(len(lines), dtype=np.uint32)
+        reached: npt.NDArray[np.bool_] = levels[lines] > level + 1  # the last key is that of the whole prompt
+        if reached.any():
+            self._scratch.flush()
+            keys = np.memmap(self._scratch, dtype=np.uint32, mode="r")
+            starts = np.cumsum(levels, dtype=np.int64) - levels
+            found[reached] = keys[starts[lines[reached]] + level]
+        return found, reached
+
 
 def _refine(
     keys: npt.NDArray[np.uint32], starts: npt.NDArray[np.int64], levels: npt.NDArray[np.uint8]

@@ -1,8 +1,12 @@
-"""Where each request line lies in the input, and in which order lines run: flat arrays, 16 + 4 bytes a line."""
+"""Where each request line lies in the input, and in which order lines run: flat arrays.
+
+16 + 4 bytes a line, and 12 for each level of families that its prompt reaches, at most.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +15,14 @@ import xxhash
 
 from spillway.api.errors import JobCorruptError
 from spillway.gateway.durable import replacing
+from spillway.gateway.families import LEVELS, Families
 
 LINE_DTYPE = np.dtype([("offset", "<u8"), ("length", "<u4"), ("number", "<u4")])
-_MAGIC = b"SPWTAB01"
+_MAGIC = b"SPWTAB02"
 _CHUNK_ROWS = 65536
-_HEADER_DTYPE = np.dtype([("magic", "S8"), ("lines", "<u8"), ("runnable", "<u8"), ("checksum", "<u8")])
+_HEADER_DTYPE = np.dtype(
+    [("magic", "S8"), ("lines", "<u8"), ("runnable", "<u8"), ("families", "<u8", len(LEVELS)), ("checksum", "<u8")]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,18 +30,21 @@ class LineTable:
     """`lines` `[n]` of LINE_DTYPE, by line index: byte offset, bytes without line ending, number in the file from 1.
 
     `order` `[m] uint32`: indices of the lines that passed validation, in the order in which they should run.
+    `families`: one `[3, n] uint32` for each of families.LEVELS.
     """
 
     lines: npt.NDArray[np.void]
     order: npt.NDArray[np.uint32]
+    families: tuple[Families, ...]
 
     def save(self, path: Path) -> None:
         """Writes the table durably."""
         header = np.zeros((), dtype=_HEADER_DTYPE)
         header["magic"], header["lines"], header["runnable"] = _MAGIC, len(self.lines), len(self.order)
-        header["checksum"] = _checksum(self.lines, self.order)
+        header["families"] = [level.shape[1] for level in self.families]
+        header["checksum"] = _checksum(self.lines, self.order, *self.families)
         with replacing(path) as file:
-            for part in (header, self.lines, self.order):
+            for part in (header, self.lines, self.order, *self.families):
                 file.write(part.tobytes())
 
     @classmethod
@@ -49,18 +59,22 @@ class LineTable:
         except FileNotFoundError:
             raise broken from None
         header = raw[: _HEADER_DTYPE.itemsize].view(_HEADER_DTYPE)[0]
-        lines_end = _HEADER_DTYPE.itemsize + int(header["lines"]) * LINE_DTYPE.itemsize
-        if header["magic"] != _MAGIC or size != lines_end + 4 * int(header["runnable"]):
+        counts = [int(count) for count in header["families"]]
+        sizes = [int(header["lines"]) * LINE_DTYPE.itemsize, 4 * int(header["runnable"]), *(12 * n for n in counts)]
+        stops = [_HEADER_DTYPE.itemsize, *(_HEADER_DTYPE.itemsize + stop for stop in accumulate(sizes))]
+        if header["magic"] != _MAGIC or size != stops[-1]:
             raise broken
-        table = cls(raw[_HEADER_DTYPE.itemsize : lines_end].view(LINE_DTYPE), raw[lines_end:].view("<u4"))
-        if _checksum(table.lines, table.order) != int(header["checksum"]):
+        lines, order, *levels = (raw[start:stop] for start, stop in pairwise(stops))
+        found = tuple(level.view("<u4").reshape(3, -1) for level in levels)
+        table = cls(lines.view(LINE_DTYPE), order.view("<u4"), found)
+        if _checksum(table.lines, table.order, *table.families) != int(header["checksum"]):
             raise broken
         return table
 
 
-def _checksum(lines: npt.NDArray[np.void], order: npt.NDArray[np.uint32]) -> int:
+def _checksum(lines: npt.NDArray[np.void], *parts: npt.NDArray[np.uint32]) -> int:
     state = xxhash.xxh3_64(seed=len(lines))
-    for part in (lines, order):
+    for part in (lines, *(part.reshape(-1) for part in parts)):
         for start in range(0, len(part), _CHUNK_ROWS):
             state.update(part[start : start + _CHUNK_ROWS].tobytes())
     return state.intdigest()

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import grpc
 
 from spillway.api.batch.v1 import batch_pb2, batch_pb2_grpc
-from spillway.api.client.errors import TRANSIENT, ClientError, UnreachableError, refusal
+from spillway.api.client.errors import TRANSIENT, ClientError, UnreachableError, refusal, retry_after_s
 from spillway.api.client.target import Target
 
 CALL_S = 20.0
@@ -154,8 +154,14 @@ class _Patience:
 
     async def spend(self, error: grpc.aio.AioRpcError) -> None:
         """Waits a while; raises what the error means if it is for good or there is no time left."""
-        if error.code() not in TRANSIENT:
+        asked_s = retry_after_s(error)
+        if error.code() not in TRANSIENT and asked_s is None:
             raise refusal(error) from error
+        if asked_s is not None and time.monotonic() + asked_s > self._end_s:
+            raise refusal(error) from error
+        if asked_s is not None:
+            await asyncio.sleep(asked_s * random.uniform(1.0, 1.2))  # noqa: S311 — jitter
+            return
         if time.monotonic() + self._wait_s > self._end_s:
             what = f"the gateway cannot be used: {error.code().name}: {error.details() or ''}"
             raise UnreachableError(what, "Check its address, TLS and that it runs.") from error

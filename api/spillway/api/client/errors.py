@@ -25,6 +25,16 @@ class RefusedError(ClientError):
         self.code, self.reason = code, reason
 
 
+def retry_after_s(error: grpc.aio.AioRpcError) -> float | None:
+    """How long the gateway asks to wait before the call is repeated; None if it does not."""
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]
+    asked = error_details_pb2.RetryInfo()
+    for detail in [] if status is None else status.details:
+        if detail.Unpack(asked):
+            return float(asked.retry_delay.ToMilliseconds()) / 1000
+    return None
+
+
 TRANSIENT = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
 
 

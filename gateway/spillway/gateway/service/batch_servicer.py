@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterable, AsyncIterator
+from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.empty_pb2 import Empty
@@ -15,11 +17,14 @@ from spillway.gateway.service.convert import job_id, job_message, job_request
 from spillway.gateway.service.coordinator import Coordinator
 from spillway.gateway.service.errors import ConflictError, InvalidError, NotFoundError, Reason
 from spillway.gateway.service.refusals import tenant
-from spillway.gateway.service.served import ServedJob
+from spillway.gateway.service.served import ServedJob, State
 from spillway.gateway.service.spec import JobRequest, Wish
 from spillway.gateway.service.store import Upload
 
 WATCH_INTERVAL_S = 0.25
+MAX_WATCH_MESSAGES_PER_S = 500
+"""With more watchers than this lets see every change, each sees changes less often."""
+WATCH_IDLE_S = 10.0
 FOLLOW_INTERVAL_S = 0.25
 PAGE_BYTES = 1 << 20
 DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE = 50, 1000
@@ -32,6 +37,8 @@ class BatchServicer(batch_pb2_grpc.BatchServiceServicer):
 
     def __init__(self, coordinator: Coordinator) -> None:
         self._coordinator = coordinator
+        self._watchers = 0
+        self._shown: dict[str, _Shown] = {}
 
     async def SubmitJob(
         self, request_iterator: AsyncIterable[batch_pb2.SubmitJobRequest], context: Context
@@ -57,16 +64,17 @@ class BatchServicer(batch_pb2_grpc.BatchServiceServicer):
         self, request: batch_pb2.WatchJobRequest, context: Context
     ) -> AsyncIterator[batch_pb2.WatchJobResponse]:
         job = self._coordinator.get(job_id(request.name), tenant())
-        while True:
-            changed = job.changed
-            message = self._message(job)
-            final = job.state.final
-            yield batch_pb2.WatchJobResponse(job=message)
-            if final:
-                return
-            await changed.wait()
-            await asyncio.sleep(WATCH_INTERVAL_S)  # changes come in thousands; a watcher wants a few a second
-            self._coordinator.get(job.spec.id)  # NOT_FOUND if it was deleted meanwhile
+        self._watchers += 1
+        try:
+            while True:
+                shown = self._show(job)
+                yield shown.response
+                if shown.state.final:
+                    return
+                await self._wait_for_change(job, shown.version)
+                self._coordinator.get(job.spec.id)  # NOT_FOUND if it was deleted meanwhile
+        finally:
+            self._watchers -= 1
 
     async def StreamResults(
         self, request: batch_pb2.StreamResultsRequest, context: Context
@@ -97,8 +105,8 @@ class BatchServicer(batch_pb2_grpc.BatchServiceServicer):
         if request.offset_bytes < 0:
             raise InvalidError("offset_bytes must not be negative")
         paths = job.folder.paths
-        path = paths.output if request.file == batch_pb2.ReadFileRequest.OUTPUT else paths.errors
-        if not path.exists():
+        path = job.whole_file(paths.output if request.file == batch_pb2.ReadFileRequest.OUTPUT else paths.errors)
+        if path is None:
             raise NotFoundError(Reason.NO_ERRORS, f"{request.name} has no such file")
         with path.open("rb") as file:
             file.seek(request.offset_bytes)
@@ -121,6 +129,25 @@ class BatchServicer(batch_pb2_grpc.BatchServiceServicer):
     def _message(self, job: ServedJob) -> batch_pb2.Job:
         return job_message(job, self._coordinator)
 
+    def _show(self, job: ServedJob) -> _Shown:
+        """What watchers of a job see now: one message for all of them, a moment old unless the state changed."""
+        shown, now_s = self._shown.get(job.spec.id), time.monotonic()
+        if shown is None or shown.state is not job.state or now_s - shown.made_s > WATCH_INTERVAL_S:
+            response = batch_pb2.WatchJobResponse(job=self._message(job))
+            shown = self._shown[job.spec.id] = _Shown(job.version, job.state, now_s, response)
+            if shown.state.final:
+                del self._shown[job.spec.id]
+        return shown
+
+    async def _wait_for_change(self, job: ServedJob, version: int) -> None:
+        """Until there is something new to show; now and then also without: why a job waits may change by itself."""
+        end_s = time.monotonic() + WATCH_IDLE_S
+        while job.version == version and (left_s := end_s - time.monotonic()) > 0:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(job.changed.wait(), left_s)
+        # Changes come in thousands; a watcher wants a few a second.
+        await asyncio.sleep(max(WATCH_INTERVAL_S, self._watchers / MAX_WATCH_MESSAGES_PER_S))
+
     async def _rows(self, job: ServedJob, cursor: str) -> batch_pb2.StreamResultsResponse | None:
         found = job.tail()
         if found is None:
@@ -136,6 +163,14 @@ class BatchServicer(batch_pb2_grpc.BatchServiceServicer):
             rows=[row(json=each.json, error=each.is_error, index=each.index) for each in rows],
             cursor=tail.cursor(position),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    version: int
+    state: State
+    made_s: float
+    response: batch_pb2.WatchJobResponse
 
 
 async def _receive(messages: AsyncIterable[batch_pb2.SubmitJobRequest], upload: Upload) -> JobRequest:

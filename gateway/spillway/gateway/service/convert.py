@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import time
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -14,6 +16,7 @@ from spillway.gateway.service.coordinator import Coordinator
 from spillway.gateway.service.errors import (
     AlreadyExistsError,
     ConflictError,
+    DamagedError,
     ForbiddenError,
     InvalidError,
     NotFoundError,
@@ -26,6 +29,8 @@ from spillway.gateway.service.served import ServedJob, State
 from spillway.gateway.service.spec import JobRequest
 
 ERROR_DOMAIN = "spillway.dev"
+MAX_TIME_S = 253_402_300_799.0
+"""The last second that a Timestamp can hold."""
 _NAME = re.compile(r"jobs/([0-9a-f]{1,64})")
 _CODES = {
     InvalidError: code_pb2.INVALID_ARGUMENT,
@@ -33,8 +38,16 @@ _CODES = {
     ConflictError: code_pb2.FAILED_PRECONDITION,
     AlreadyExistsError: code_pb2.ALREADY_EXISTS,
     ResourceError: code_pb2.UNAVAILABLE,
+    DamagedError: code_pb2.DATA_LOSS,
     UnauthenticatedError: code_pb2.UNAUTHENTICATED,
     ForbiddenError: code_pb2.PERMISSION_DENIED,
+}
+_EXHAUSTED = {
+    Reason.INPUT_TOO_LARGE,
+    Reason.QUOTA_JOBS,
+    Reason.QUOTA_LINES,
+    Reason.QUOTA_BYTES,
+    Reason.RATE_LIMITED,
 }
 _STATES = {state: batch_pb2.Job.State.Value(state.name) for state in State}
 
@@ -55,7 +68,8 @@ def job_request(job: batch_pb2.Job, request_id: str) -> JobRequest:
 
 def job_message(job: ServedJob, coordinator: Coordinator) -> batch_pb2.Job:
     """The whole resource."""
-    spec, request, counts = job.spec, job.spec.request, job.counts()
+    spec, request, counts, tokens = job.spec, job.spec.request, job.counts(), job.tokens()
+    now_s = time.monotonic()
     message = batch_pb2.Job(
         name=f"jobs/{spec.id}",
         display_name=request.display_name,
@@ -75,7 +89,15 @@ def job_message(job: ServedJob, coordinator: Coordinator) -> batch_pb2.Job:
         create_time=_timestamp(spec.created_s),
         input_sha256=spec.input_sha256,
         input_bytes=spec.input_bytes,
+        tokens=batch_pb2.TokenCounts(
+            prompt=tokens.prompt_tokens, completion=tokens.completion_tokens, per_second=job.tokens_per_s(now_s)
+        ),
+        repairs=job.repairs,
     )
+    band_s = job.end_band_s(now_s)
+    if band_s is not None:
+        message.earliest_end_time.CopyFrom(_timestamp(time.time() + band_s[0]))
+        message.latest_end_time.CopyFrom(_timestamp(min(time.time() + band_s[1], MAX_TIME_S)))
     if request.deadline_s is not None:
         message.deadline.CopyFrom(_timestamp(request.deadline_s))
     if spec.outcome is not None:
@@ -88,10 +110,14 @@ def job_message(job: ServedJob, coordinator: Coordinator) -> batch_pb2.Job:
 def status(error: ServiceError) -> grpc.Status:
     """What a refusal looks like on the wire: code, message, reason, and the hint for people."""
     code = _CODES[type(error)]
-    if error.reason is Reason.INPUT_TOO_LARGE:
+    if error.reason in _EXHAUSTED:
         code = code_pb2.RESOURCE_EXHAUSTED
     message = status_pb2.Status(code=code, message=str(error))
     message.details.add().Pack(error_details_pb2.ErrorInfo(reason=str(error.reason), domain=ERROR_DOMAIN))
+    if isinstance(error, ResourceError) and error.retry_s is not None:
+        wait = error_details_pb2.RetryInfo()
+        wait.retry_delay.FromMilliseconds(math.ceil(error.retry_s * 1000))
+        message.details.add().Pack(wait)
     return rpc_status.to_status(message)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from spillway.api.errors import LineError
-from spillway.gateway.job import PendingLine
+from spillway.gateway.service.dispatch import Dispatcher, Grant
 from spillway.gateway.service.errors import (
     AlreadyExistsError,
     ConflictError,
@@ -18,35 +18,38 @@ from spillway.gateway.service.errors import (
     NotFoundError,
     Reason,
 )
-from spillway.gateway.service.leases import Lease
-from spillway.gateway.service.served import LeaseRules, ServedJob, State
+from spillway.gateway.service.limits import CallRate, Limits, Usage
+from spillway.gateway.service.served import LeaseRules, ServedJob, State, to_the_end
 from spillway.gateway.service.spec import JobRequest, JobSpec, Wish
 from spillway.gateway.service.store import JobStore, Upload
 
 log = logging.getLogger(__name__)
 
 TICK_S = 0.25
+DEFAULT_MAX_INPUT_BYTES = 64 << 30
 AGENT_SILENCE_S = 30.0
 """After so long without a call for lines, a model counts as served by nobody."""
 MAX_LEASE_LINES = 4096
+SWEEP_S = 10.0
+"""So often jobs are removed that ended long enough ago."""
+_WAITING = {
+    State.VALIDATING: "its lines are being checked",
+    State.PAUSED: "it is paused until somebody resumes it",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceConfig:
-    """Limits and times of a gateway; where it keeps its jobs."""
+    """Limits and times of a gateway; where it keeps its jobs.
+
+    `retention_s`: jobs are removed so long after they ended; None: never.
+    """
 
     data: Path
-    max_input_bytes: int = 64 << 30
+    max_input_bytes: int = DEFAULT_MAX_INPUT_BYTES
     leases: LeaseRules = field(default_factory=LeaseRules)
-
-
-@dataclass(frozen=True, slots=True)
-class Grant:
-    """Leased lines of one job, in prefix order, each with the number of its attempt (from 1)."""
-
-    job_id: str
-    lease: Lease
-    lines: list[tuple[PendingLine, int]]
+    limits: Limits = field(default_factory=Limits)
+    retention_s: float | None = None
 
 
 class Coordinator:
@@ -62,11 +65,22 @@ class Coordinator:
         self._ticker: asyncio.Task[None] | None = None
         self._work = asyncio.Event()  # set when there may be new lines to lease; a new one takes its place
         self._asked_s: dict[str, float] = {}  # by model: when an agent last asked for lines
+        self._dispatcher = Dispatcher(lambda tenant: config.limits.of(tenant).weight)
+        self._rate = CallRate()
+        self._storing = asyncio.Lock()  # jobs come into being and go one at a time
+        self.unreadable: list[str] = []
+        """Jobs that were found on disk and could not be understood, a sentence each: they are left as they are."""
 
     async def start(self) -> None:
-        """Loads all jobs and goes on with those that have not ended. Raises JobCorruptError."""
-        for spec in await asyncio.to_thread(self._store.load):
-            self._serve(spec)
+        """Loads all jobs and goes on with those that have not ended."""
+        loaded = await asyncio.to_thread(self._store.load)
+        self.unreadable = loaded.unreadable
+        for sentence in loaded.unreadable:
+            log.error("a job is left out: %s", sentence)
+        for spec in loaded.specs:
+            job = self._serve(spec)
+            if spec.id in loaded.mended:
+                job.mended(["the job's spec was damaged and was taken from its copy"])
         self._ticker = asyncio.create_task(self._tick_forever(), name="spillway-ticker")
 
     async def stop(self) -> None:
@@ -90,16 +104,30 @@ class Coordinator:
     async def submit(self, tenant: str, request: JobRequest, upload: Upload) -> ServedJob:
         """Makes a job of a finished upload, or finds the one that an earlier attempt made of the same.
 
-        Raises InvalidError, AlreadyExistsError if the request_id was used for something else, ResourceError.
+        Raises InvalidError, AlreadyExistsError if the request_id was used for something else, ResourceError if a quota
+        of the tenant or the disk is full.
         """
         request.check()
         await asyncio.to_thread(upload.finish)
-        spec = JobSpec(upload.id, request, upload.sha256, upload.size_bytes, time.time(), tenant)
-        known = self._by_request_id.get((tenant, request.request_id)) if request.request_id else None
-        if known is not None:
-            return self._same(self._jobs[known], spec)
-        self._store.adopt(upload, spec)
-        return self._serve(spec)
+        new = Usage(1, upload.num_lines, upload.size_bytes)
+        spec = JobSpec(upload.id, request, upload.sha256, new.input_bytes, new.lines, time.time(), tenant)
+        async with self._storing:
+            known = self._by_request_id.get((tenant, request.request_id)) if request.request_id else None
+            if known is not None:
+                return self._same(self._jobs[known], spec)
+            self.config.limits.of(tenant).check(self.usage(tenant), new)
+            await to_the_end(self._store.adopt, upload, spec)
+            return self._serve(spec)
+
+    def admit(self, tenant: str) -> None:
+        """Counts a call of a client. Raises ResourceError if the tenant calls too often."""
+        self._rate.spend(tenant, self.config.limits.of(tenant).calls_per_second, time.monotonic())
+
+    def usage(self, tenant: str) -> Usage:
+        """What counts against the tenant's quotas."""
+        specs = [job.spec for job in self._jobs.values() if job.spec.tenant == tenant]
+        running = [spec for spec in specs if spec.outcome is None]
+        return Usage(len(running), sum(each.input_lines for each in running), sum(each.input_bytes for each in specs))
 
     def get(self, job_id: str, tenant: str | None = None) -> ServedJob:
         """A job of a tenant; of any if it is None. Raises NotFoundError: another tenant's job does not exist."""
@@ -126,15 +154,14 @@ class Coordinator:
         job = self.get(job_id, tenant)
         if not job.state.final:
             raise ConflictError(Reason.JOB_NOT_FINAL, f"job {job_id} is {job.state.name.lower()}", "Cancel it first.")
-        del self._jobs[job_id]
-        self._by_request_id.pop((job.spec.tenant, job.spec.request.request_id), None)
-        job.touch()
-        await asyncio.to_thread(self._store.delete, job_id)
+        await self._remove(job)
 
     def waiting_reason(self, job: ServedJob) -> str:
         """One sentence on why nothing of a job runs; empty if something does."""
         if job.trouble:
             return job.trouble
+        if job.state in _WAITING:
+            return _WAITING[job.state]
         if job.state is not State.RUNNING or job.num_leased:
             return ""
         model = job.spec.request.model
@@ -161,12 +188,17 @@ class Coordinator:
     def renew(self, lease_ids: list[str]) -> list[str]:
         """Renews leases; returns those that are lost."""
         now_s = time.monotonic()
-        jobs = self._live()
-        return [lease for lease in lease_ids if not any(job.renew(lease, now_s) for job in jobs)]
+        held = ((lease, self._of_lease(lease)) for lease in lease_ids)
+        return [lease for lease, job in held if job is None or not job.renew(lease, now_s)]
 
     def complete(self, job_id: str, results: list[tuple[int, bytes]]) -> int:
         """Keeps results; returns how many were new. Raises NotFoundError and as ServedJob.complete."""
-        return self.get(job_id).complete(results)
+        job = self.get(job_id)
+        before = job.tokens().completion_tokens
+        accepted = job.complete(results)
+        if accepted:
+            self._dispatcher.charge(job, job.tokens().completion_tokens - before)
+        return accepted
 
     def fail(self, job_id: str, lease_id: str, failures: list[tuple[int, LineError, bool]]) -> int:
         """Notes failures (line, error, whether to try again); returns how many counted. Raises as `complete`."""
@@ -175,8 +207,8 @@ class Coordinator:
 
     def give_back(self, lease_ids: list[str]) -> None:
         """Takes back lines unfinished."""
-        for job in self._live():
-            for lease_id in lease_ids:
+        for lease_id in lease_ids:
+            if (job := self._of_lease(lease_id)) is not None:
                 job.give_back(lease_id)
 
     def _serve(self, spec: JobSpec) -> ServedJob:
@@ -210,24 +242,46 @@ class Coordinator:
     def _live(self) -> list[ServedJob]:
         return [self._jobs[job_id] for job_id in self._tasks if job_id in self._jobs]
 
-    def _runnable(self, model: str) -> list[ServedJob]:
-        """Jobs whose lines may go out, in the order in which they should."""
-        running = [job for job in self._live() if job.state is State.RUNNING and job.spec.request.model == model]
-        return sorted(running, key=lambda job: (-job.spec.request.priority, job.spec.id))
+    def _of_lease(self, lease_id: str) -> ServedJob | None:
+        """The job that a lease was given for: its id begins with the job's."""
+        return self._jobs.get(lease_id.partition("-")[0])
 
     def _grant(self, worker: str, model: str, max_lines: int) -> Grant | None:
-        for job in self._runnable(model):
-            taken = job.take(worker, max_lines, time.monotonic())
-            if taken is not None:
-                return Grant(job.spec.id, *taken)
-        return None
+        jobs = [job for job in self._live() if job.spec.request.model == model and job.has_lines]
+        return self._dispatcher.grant(jobs, worker, model, max_lines)
+
+    async def _remove(self, job: ServedJob) -> None:
+        async with self._storing:
+            if self._jobs.pop(job.spec.id, None) is None:
+                return  # somebody else was faster
+            self._by_request_id.pop((job.spec.tenant, job.spec.request.request_id), None)
+            job.touch()
+            await to_the_end(self._store.delete, job.spec.id, job.spec.input_sha256)
 
     def _announce_work(self) -> None:
         self._work.set()
         self._work = asyncio.Event()
 
     async def _tick_forever(self) -> None:
+        swept_s = time.monotonic()
         while True:
             await asyncio.sleep(TICK_S)
+            now_s = time.monotonic()
             for job in self._live():
-                job.tick(time.monotonic())
+                job.tick(now_s)
+            if now_s - swept_s > SWEEP_S:
+                swept_s = now_s
+                self._dispatcher.forget_workers(now_s)
+                await self._retire()
+
+    async def _retire(self) -> None:
+        """Removes jobs that ended longer ago than they are kept."""
+        if self.config.retention_s is None:
+            return
+        limit_s = time.time() - self.config.retention_s
+        ended = [
+            job for job in self._jobs.values() if job.spec.outcome is not None and job.spec.outcome.end_s < limit_s
+        ]
+        for job in ended:
+            log.info("job %s ended long enough ago and is removed", job.spec.id)
+            await self._remove(job)

@@ -21,6 +21,11 @@ class Reason(StrEnum):
     UNAUTHENTICATED = "UNAUTHENTICATED"
     FORBIDDEN = "FORBIDDEN"
     STORAGE = "STORAGE"
+    DATA_LOSS = "DATA_LOSS"
+    QUOTA_JOBS = "QUOTA_JOBS"
+    QUOTA_LINES = "QUOTA_LINES"
+    QUOTA_BYTES = "QUOTA_BYTES"
+    RATE_LIMITED = "RATE_LIMITED"
 
 
 class ServiceError(SpillwayError):
@@ -51,7 +56,18 @@ class AlreadyExistsError(ServiceError):
 
 
 class ResourceError(ServiceError):
-    """A limit or the disk stands in the way."""
+    """A limit or the disk stands in the way. `retry_s`: after how long another try may fare better, if known."""
+
+    def __init__(self, reason: Reason, message: str, hint: str = "", retry_s: float | None = None) -> None:
+        super().__init__(reason, message, hint)
+        self.retry_s = retry_s
+
+
+class DamagedError(ServiceError):
+    """What was kept is damaged on disk and cannot be restored."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(Reason.DATA_LOSS, message, hint)
 
 
 class UnauthenticatedError(ServiceError):

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import heapq
 import secrets
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from spillway.gateway.families import Span
+
+_LOOK = 4096  # places looked at in one go
 
 
 @dataclass(slots=True)
@@ -38,8 +43,12 @@ class GivenUp:
 class Lines(Protocol):
     """What a lease book needs of a job."""
 
-    def pending_indices(self) -> Iterator[int]:
-        """Lines without a result, in the order in which they should run."""
+    @property
+    def order(self) -> npt.NDArray[np.uint32]:
+        """Lines that may run, in the order in which they should; some may be done. `[n] uint32`."""
+
+    def undone_places(self) -> npt.NDArray[np.bool_]:
+        """By place in the order: whether that line has no result yet. `[n] bool`, a copy."""
 
     def is_done(self, index: int) -> bool:
         """Whether a line has a result."""
@@ -48,9 +57,12 @@ class Lines(Protocol):
 class LeaseBook:
     """Who works on what. `finished` is to be told of every line that is done, once the job knows of it."""
 
-    def __init__(self, job: Lines, ttl_s: float, max_attempts: int) -> None:
-        self._order = enumerate(job.pending_indices())
-        self._is_done = job.is_done
+    def __init__(self, job: Lines, ttl_s: float, max_attempts: int, name: str = "") -> None:
+        """The ids of its leases begin with `name` and a dash."""
+        self._name = name
+        self._order, self._is_done = job.order, job.is_done
+        self._free = job.undone_places()  # by place: may still be handed out, unless it was done meanwhile
+        self._cursor = 0  # no place before it is free, but for those that came back
         self._ttl_s, self._max_attempts = ttl_s, max_attempts
         self._returned: list[tuple[int, int]] = []  # heap of (place in the order, line)
         self._leases: dict[str, Lease] = {}
@@ -62,12 +74,30 @@ class LeaseBook:
         """Lines that somebody works on."""
         return len(self._holder)
 
-    def take(self, worker: str, max_lines: int, now_s: float) -> Lease | None:
-        """Leases up to `max_lines` lines, or none if there are none to lease now."""
-        places = list(islice(self._next(), max_lines))
+    @property
+    def has_free(self) -> bool:
+        """Whether there may be lines to lease: if not, there are none."""
+        return bool(self._returned) or self._cursor < len(self._order)
+
+    def free_in(self, span: Span) -> bool:
+        """Whether there may be lines to lease in a part of the order."""
+        return bool(self._free[span[0] : span[1]].any())
+
+    def head(self) -> int | None:
+        """Place of the line that `take` would begin with; None if there is none."""
+        while self._returned and not self._is_free(self._returned[0][0]):
+            heapq.heappop(self._returned)
+        if self._returned:
+            return self._returned[0][0]
+        self._cursor = self._next_free(self._cursor, len(self._order))
+        return self._cursor if self._cursor < len(self._order) else None
+
+    def take(self, worker: str, max_lines: int, now_s: float, span: Span | None = None) -> Lease | None:
+        """Leases up to `max_lines` lines, only of a part of the order if one is given; None if there are none."""
+        places = self._from_span(span, max_lines) if span is not None else self._next(max_lines)
         if not places:
             return None
-        lease = Lease(secrets.token_hex(12), worker, now_s + self._ttl_s)
+        lease = Lease(f"{self._name}-{secrets.token_hex(8)}", worker, now_s + self._ttl_s)
         self._leases[lease.id] = lease
         for place, index in places:
             lease.lines[index] = place
@@ -120,14 +150,37 @@ class LeaseBook:
         for lease_id in list(self._leases):
             self.give_back(lease_id)
 
-    def _next(self) -> Iterator[tuple[int, int]]:
-        while self._returned:
-            place, index = heapq.heappop(self._returned)
-            if not self._is_done(index):
-                yield place, index
-        for place, index in self._order:
-            if not self._is_done(index):
-                yield place, index
+    def _next(self, max_lines: int) -> list[tuple[int, int]]:
+        found: list[tuple[int, int]] = []
+        while len(found) < max_lines and (place := self.head()) is not None:
+            self._free[place] = False
+            found.append((place, int(self._order[place])))
+        return found
+
+    def _from_span(self, span: Span, max_lines: int) -> list[tuple[int, int]]:
+        found: list[tuple[int, int]] = []
+        place, stop = span
+        while len(found) < max_lines and (place := self._next_free(place, stop)) < stop:
+            self._free[place] = False
+            found.append((place, int(self._order[place])))
+        return found
+
+    def _next_free(self, place: int, stop: int) -> int:
+        """The first place from `place` on that may be handed out, or `stop`."""
+        while place < stop:
+            ahead = self._free[place : min(place + _LOOK, stop)]
+            step = int(ahead.argmax())
+            place += step if ahead[step] else len(ahead)
+            if place < stop and ahead[step]:
+                if self._is_free(place):
+                    return place
+                place += 1
+        return stop
+
+    def _is_free(self, place: int) -> bool:
+        if self._free[place] and self._is_done(int(self._order[place])):
+            self._free[place] = False
+        return bool(self._free[place])
 
     def _back(self, index: int, why: str | None) -> GivenUp | None:
         place = self._drop(self._holder.pop(index), index)
@@ -137,6 +190,7 @@ class LeaseBook:
         if len(history) >= self._max_attempts:
             del self._history[index]
             return GivenUp(index, tuple(history))
+        self._free[place] = True
         heapq.heappush(self._returned, (place, index))
         return None
 

@@ -28,10 +28,13 @@ def tenant() -> str:
 
 
 class RefusalInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps every call of our services: lets in whom `access` knows, for what its kind of caller may do."""
+    """Wraps every call of our services: lets in whom `access` knows, for what its kind of caller may do.
 
-    def __init__(self, access: Access) -> None:
-        self._access = access
+    `admit` is told the tenant of each client's call, and raises ServiceError if it was one too many.
+    """
+
+    def __init__(self, access: Access, admit: Callable[[str], None]) -> None:
+        self._access, self._admit = access, admit
 
     async def intercept_service(
         self,
@@ -44,7 +47,7 @@ class RefusalInterceptor(grpc.aio.ServerInterceptor):
         if handler is None or not method.startswith(_OURS):
             return handler
         metadata = dict(handler_call_details.invocation_metadata or ())
-        entry = _Entry(self._access, method, metadata.get("authorization"))
+        entry = _Entry(self._access, self._admit, method, metadata.get("authorization"))
         codec = _forgiving(handler.request_deserializer), handler.response_serializer
         if handler.unary_unary is not None:
             return grpc.unary_unary_rpc_method_handler(_answering(handler.unary_unary, entry), *codec)
@@ -56,14 +59,18 @@ class RefusalInterceptor(grpc.aio.ServerInterceptor):
 @dataclass(frozen=True, slots=True)
 class _Entry:
     access: Access
+    admit: Callable[[str], None]
     method: str
     authorization: str | bytes | None
 
     def check(self) -> None:
-        """Raises UnauthenticatedError, ForbiddenError."""
+        """Raises UnauthenticatedError, ForbiddenError, ResourceError."""
         header = self.authorization
         caller = self.access.caller(header if isinstance(header, str) else None)
-        caller.need(_KINDS[self.method.split("/")[1]])
+        kind = _KINDS[self.method.split("/")[1]]
+        caller.need(kind)
+        if kind is Kind.CLIENT:
+            self.admit(caller.tenant)
         _caller.set(caller)
 
 

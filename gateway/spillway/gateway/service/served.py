@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import partial
@@ -26,14 +27,20 @@ from spillway.api.errors import (
     LineError,
     StorageError,
 )
+from spillway.api.results import Usage, usage_of
+from spillway.gateway.families import Span, beginnings
 from spillway.gateway.job import Job, JobCounts, PendingLine
 from spillway.gateway.manifest import Manifest
 from spillway.gateway.options import JobOptions
-from spillway.gateway.service.errors import ConflictError, InvalidError, Reason, ResourceError
+from spillway.gateway.service.errors import ConflictError, DamagedError, InvalidError, Reason, ResourceError
 from spillway.gateway.service.leases import GivenUp, Lease, LeaseBook
+from spillway.gateway.service.pace import Pace, Sample
+from spillway.gateway.service.sealed import SealedResults
 from spillway.gateway.service.spec import End, JobSpec, Outcome, Wish
 from spillway.gateway.service.store import JobFolder
 from spillway.gateway.tail import ResultTail
+
+_log = logging.getLogger(__name__)
 
 RETRY_S = 5.0
 _ENDS = {
@@ -86,8 +93,14 @@ class ServedJob:
         self._ending = False
         self._hurried = threading.Event()
         self._tail: ResultTail | None = None
-        self._final_counts = JobCounts(0, 0, 0)
+        self._sealed: SealedResults | None = None
         self._changed = asyncio.Event()
+        self._pace = Pace()
+        self._next_keys: tuple[int, Sequence[int]] = (-1, ())  # of the line at that place of the order
+        self.version = 0
+        """Goes up with every change."""
+        self.repairs: list[str] = []
+        """What was found damaged and mended since the gateway started, a sentence each."""
         self.trouble = ""
         """What keeps the gateway from going on with the job, in one sentence."""
         if spec.outcome is not None:
@@ -111,7 +124,25 @@ class ServedJob:
 
     def counts(self) -> JobCounts:
         """All zero until intake is done."""
-        return self._final_counts if self._job is None else self._job.counts()
+        if self._job is not None:
+            return self._job.counts()
+        return JobCounts(0, 0, 0) if self._sealed is None else self._sealed.counts
+
+    def tokens(self) -> Usage:
+        """Of all results so far."""
+        if self._job is not None:
+            return self._job.tokens
+        return Usage(0, 0) if self._sealed is None else self._sealed.tokens
+
+    def tokens_per_s(self, now_s: float) -> float:
+        """Prompt and completion tokens of lines that ended in the last minute, per second."""
+        return self._pace.tokens_per_s(self._sample(now_s)) if self.state is State.RUNNING else 0.0
+
+    def end_band_s(self, now_s: float) -> tuple[float, float] | None:
+        """Between how many seconds from now the last line should end; None while nobody can tell."""
+        if self.state is not State.RUNNING:
+            return None
+        return self._pace.end_band_s(self._sample(now_s), self.counts().pending)
 
     def wish(self, wish: Wish) -> None:
         """Changes what is to happen, durably. Raises ConflictError if the job is past that, ResourceError."""
@@ -150,6 +181,7 @@ class ServedJob:
 
     def touch(self) -> None:
         """Wakes whoever waits for a change."""
+        self.version += 1
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -160,8 +192,8 @@ class ServedJob:
 
     async def _open(self) -> None:
         try:
-            manifest = await asyncio.to_thread(Manifest.load, self._manifest_path)
-            if manifest is not None and manifest.sealed is not None:  # stopped between sealing and saying so
+            loaded = await asyncio.to_thread(Manifest.load, self._manifest_path)
+            if loaded is not None and loaded[0].sealed is not None:  # stopped between sealing and saying so
                 await self._finish(_ENDS[self.spec.wish])
                 return
             self._job = await self._open_in_thread()
@@ -171,9 +203,13 @@ class ServedJob:
         except JobError as error:
             await self._finish(End.FAILED, error.message)
         else:
+            if self._job.input_sha256 != self.spec.input_sha256:
+                await self._finish(End.FAILED, "the input was damaged on disk after it was uploaded")
+                return
             self.trouble = ""
             self._tail = self._job.tail
-            self._book = LeaseBook(self._job, self._rules.ttl_s, self._rules.max_attempts)
+            self._book = self._new_book(self._job)
+            self.mended(self._job.repairs.sentences())
             self.touch()
             self._announce()
 
@@ -183,10 +219,12 @@ class ServedJob:
         self.touch()
         try:
             if wish in _UNFINISHED:
-                await _to_the_end(self._fail_the_rest, job, *_UNFINISHED[wish])
-            await _to_the_end(partial(job.seal, keep_log=True))
+                await to_the_end(self._fail_the_rest, job, *_UNFINISHED[wish])
+            await to_the_end(partial(job.seal, keep_log=True))
         except JobCorruptError:  # a result was damaged on disk: its line is pending again
-            self._book = LeaseBook(job, self._rules.ttl_s, self._rules.max_attempts)
+            self._book = self._new_book(job)
+            self.mended(["results were damaged on disk since they were written: their lines run again"])
+            self._announce()
         except StorageError as error:
             self._stumble(error)
             await asyncio.sleep(RETRY_S)
@@ -234,7 +272,6 @@ class ServedJob:
         self.close()
         self._job = self._book = None
         self._remember_sealed()
-        self.trouble = ""
         self.touch()
 
     def _stumble(self, error: JobError) -> None:
@@ -246,21 +283,42 @@ class ServedJob:
         self.touch()
 
     def _remember_sealed(self) -> None:
-        manifest = Manifest.load(self._manifest_path)
-        if manifest is not None and manifest.sealed is not None:
-            sealed = manifest.sealed
-            counts = JobCounts(manifest.num_lines, sealed.completed, sealed.failed, sealed.errors_by_code)
-            self._final_counts = counts
-            log = self.folder.paths.directory / "results.log"
-            self._tail = ResultTail(log, manifest.log_key, manifest.digest())
+        self._sealed = SealedResults.load(self.folder.paths)
+        self._tail, self.trouble = self._sealed.tail, self._sealed.trouble
+        self.mended(self._sealed.mended)
 
     # lines
 
-    def take(self, worker: str, max_lines: int, now_s: float) -> tuple[Lease, list[tuple[PendingLine, int]]] | None:
-        """Leases lines, each with the number of its attempt. None if there is nothing to hand out."""
+    @property
+    def has_lines(self) -> bool:
+        """Whether there may be lines to hand out."""
+        return self.state is State.RUNNING and self._book is not None and self._book.has_free
+
+    def family(self, level: int, key: int) -> Span | None:
+        """Where lines stand that begin with what the key stands for (see `families`), if any may be handed out."""
+        span = None if self._job is None else self._job.family(level, key)
+        return span if span is not None and self._book is not None and self._book.free_in(span) else None
+
+    def next_keys(self) -> Sequence[int]:
+        """What the line begins with that would go out next, at each level of `families`."""
+        place = None if self._book is None or self._job is None else self._book.head()
+        if place is None or self._job is None:
+            return ()
+        if place != self._next_keys[0]:
+            try:
+                self._next_keys = (place, beginnings(self._job.line(int(self._job.order[place])).body))
+            except JobError as error:
+                self._stumble(error)
+                return ()
+        return self._next_keys[1]
+
+    def take(
+        self, worker: str, max_lines: int, now_s: float, span: Span | None = None
+    ) -> tuple[Lease, list[tuple[PendingLine, int]]] | None:
+        """Leases lines (of a part of the order), each with the number of its attempt. None if there are none."""
         if self.state is not State.RUNNING or self._book is None or self._job is None:
             return None
-        lease = self._book.take(worker, max_lines, now_s)
+        lease = self._book.take(worker, max_lines, now_s, span)
         if lease is None:
             return None
         try:
@@ -319,7 +377,11 @@ class ServedJob:
             self._announce()
 
     def tick(self, now_s: float) -> None:
-        """Takes back lines of leases that ran out, and minds the deadline."""
+        """Takes back lines of leases that ran out, minds the deadline, and notes the pace."""
+        if self.num_leased:
+            self._pace.note(self._sample(now_s))
+        else:
+            self._pace.pause()
         deadline_s = self.spec.request.deadline_s
         running = not self.state.final and not self._ending and self.spec.wish not in _UNFINISHED
         if running and deadline_s is not None and time.time() >= deadline_s:
@@ -342,6 +404,25 @@ class ServedJob:
         if self._job is not None and not self._job.sealed:
             return self._tail, self._job.durable_bytes
         return self._tail, self._tail.log.stat().st_size if self._tail.log.exists() else 0
+
+    def whole_file(self, path: Path) -> Path | None:
+        """A sealed file, or None if it was not needed. Raises DamagedError if it is not what was written."""
+        if self.trouble:
+            raise DamagedError(self.trouble, "Submit the input again.")
+        return path if path.exists() else None
+
+    def mended(self, sentences: Sequence[str]) -> None:
+        """Notes what was mended: in the log of the gateway, and for whoever looks at the job."""
+        for sentence in sentences:
+            _log.warning("job %s: %s", self.spec.id, sentence)
+        self.repairs += sentences
+
+    def _sample(self, now_s: float) -> Sample:
+        counts, tokens = self.counts(), self.tokens()
+        return Sample(now_s, counts.completed + counts.failed, tokens.prompt_tokens + tokens.completion_tokens)
+
+    def _new_book(self, job: Job) -> LeaseBook:
+        return LeaseBook(job, self._rules.ttl_s, self._rules.max_attempts, self.spec.id)
 
     def _give_up(self, job: Job, lines: list[GivenUp]) -> None:
         for line in lines:
@@ -385,7 +466,7 @@ class _HurriedError(Exception):
     """Ends slow work early because the gateway stops."""
 
 
-async def _to_the_end(call: Callable[..., object], *args: object) -> None:
+async def to_the_end(call: Callable[..., object], *args: object) -> None:
     """Runs a call in a thread. Being cancelled waits for its end: what it works on is not pulled away under it."""
     work = asyncio.ensure_future(asyncio.to_thread(call, *args))
     try:
@@ -397,10 +478,12 @@ async def _to_the_end(call: Callable[..., object], *args: object) -> None:
 
 
 def _checked_body(body: bytes) -> bytes:
+    """The body. Raises InvalidError."""
     try:
-        value = msgspec.json.decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise InvalidError(f"a result is not JSON: {error}", reason=Reason.BAD_RESULT) from None
-    if not isinstance(value, dict) or b"\n" in body:
-        raise InvalidError("a result must be one JSON object on one line", reason=Reason.BAD_RESULT)
+        body.decode("utf-8")  # what a decoder skips it does not check
+        usage_of(body)
+    except (ValueError, RecursionError) as error:
+        raise InvalidError(f"a result is no JSON object: {error}", reason=Reason.BAD_RESULT) from None
+    if b"\n" in body:
+        raise InvalidError("a result must stand on one line", reason=Reason.BAD_RESULT)
     return body

@@ -60,7 +60,7 @@ async def gateway(
     """
     coordinator = Coordinator(config)
     server = grpc.aio.server(
-        interceptors=[RefusalInterceptor(access or Access())],
+        interceptors=[RefusalInterceptor(access or Access(), coordinator.admit)],
         options=[("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.so_reuseport", 0)],
     )
     batch_pb2_grpc.add_BatchServiceServicer_to_server(BatchServicer(coordinator), server)

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from spillway.api.errors import JobCorruptError
-from spillway.gateway.durable import replacing
+from spillway.gateway.durable import read_twice, write_twice
 from spillway.gateway.service.errors import InvalidError
 
 MAX_LABELS = 16
@@ -76,22 +76,23 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     request: JobRequest
     input_sha256: str
     input_bytes: int
+    input_lines: int
+    """At least as many as there are requests: blank lines count."""
     created_s: float
     tenant: str = "default"
     wish: Wish = Wish.RUN
     outcome: Outcome | None = None
 
     def save(self, path: Path) -> None:
-        """Writes it durably."""
-        with replacing(path) as file:
-            file.write(msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n")
+        """Writes it durably, and a copy beside it."""
+        write_twice(path, msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n")
 
     @classmethod
-    def load(cls, path: Path) -> JobSpec:
-        """Raises JobCorruptError."""
+    def load(cls, path: Path) -> tuple[JobSpec, bool] | None:
+        """The spec, and whether it was torn and had to be mended; None if there is none. Raises JobCorruptError."""
         try:
-            return msgspec.json.decode(path.read_bytes(), type=cls)
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            return read_twice(path, msgspec.json.Decoder(cls).decode)
+        except (OSError, ValueError) as error:
             raise JobCorruptError(f"{path} cannot be understood: {error}", "Move the job's folder away.") from error
 
 

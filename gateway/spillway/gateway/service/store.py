@@ -2,7 +2,8 @@
 
 <data>/lock                       one gateway at a time
 <data>/incoming/<id>/             uploads under way; what a stopped gateway left here is thrown away
-<data>/jobs/<id>/job.json         the spec: a folder without one does not exist here
+<data>/inputs/<sha256>.jsonl      every input once: the jobs' input.jsonl are links to it, counted by the file system
+<data>/jobs/<id>/job.json         the spec, with a copy: a folder without one does not exist here
                  input.jsonl      as uploaded
                  output.jsonl     sealed results
                  errors.jsonl     sealed errors
@@ -11,16 +12,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
+import logging
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from spillway.gateway.durable import sync_directory
+from spillway.api.errors import JobCorruptError
+from spillway.gateway.durable import remove_twice, sync_directory
 from spillway.gateway.paths import JobLock, JobPaths
 from spillway.gateway.service.errors import Reason, ResourceError
 from spillway.gateway.service.spec import JobSpec, new_job_id
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +58,23 @@ class Upload:
         self._digest = hashlib.sha256()
         self._file = self.folder.paths.input.open("wb")
         self.size_bytes = 0
+        self._newlines, self._last = 0, b"\n"
 
     @property
     def sha256(self) -> str:
         """Digest of what was written so far, in hex."""
         return self._digest.hexdigest()
 
+    @property
+    def num_lines(self) -> int:
+        """Lines written so far, blank ones included."""
+        return self._newlines + (self._last != b"\n")
+
     def write(self, data: bytes) -> None:
         """Takes in the next piece. Raises ResourceError if the input grows over the limit or the disk is full."""
+        if not data:
+            return
+        self._newlines, self._last = self._newlines + data.count(b"\n"), data[-1:]
         self.size_bytes += len(data)
         if self.size_bytes > self._max_bytes:
             raise ResourceError(Reason.INPUT_TOO_LARGE, f"the input is larger than {self._max_bytes} bytes")
@@ -83,6 +99,15 @@ class Upload:
         shutil.rmtree(self.folder.path, ignore_errors=True)
 
 
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What was found: the jobs, ids of those whose spec was torn and came from its copy, and what could not be read."""
+
+    specs: list[JobSpec]
+    mended: list[str]
+    unreadable: list[str]
+
+
 class JobStore:
     """The data directory, held exclusively."""
 
@@ -90,9 +115,12 @@ class JobStore:
         """Raises JobLockedError if another gateway has it, OutputPathError or StorageError if it cannot be used."""
         data.mkdir(parents=True, exist_ok=True)
         self._lock = JobLock(data)
-        self._incoming, self._jobs = data / "incoming", data / "jobs"
+        self._incoming, self._jobs, self._inputs = data / "incoming", data / "jobs", data / "inputs"
         shutil.rmtree(self._incoming, ignore_errors=True)
-        self._jobs.mkdir(exist_ok=True)
+        for folder in (self._jobs, self._inputs):
+            folder.mkdir(exist_ok=True)
+        for shared in self._inputs.iterdir():
+            _remove_if_unused(shared)
 
     def close(self) -> None:
         """Lets go of the directory."""
@@ -103,8 +131,15 @@ class JobStore:
         return Upload(self._incoming / new_job_id(), max_bytes)
 
     def adopt(self, upload: Upload, spec: JobSpec) -> JobFolder:
-        """Makes a job of a finished upload: from the rename on it exists, and survives a power cut."""
-        spec.save(upload.folder.spec)
+        """Makes a job of a finished upload: from the rename on it exists, and survives a power cut.
+
+        Raises ResourceError.
+        """
+        try:
+            spec.save(upload.folder.spec)
+            self._share(upload.folder.paths.input, self._inputs / f"{spec.input_sha256}.jsonl")
+        except OSError as error:
+            raise ResourceError(Reason.STORAGE, f"the job cannot be stored: {error.strerror}") from error
         folder = self.folder(spec.id)
         upload.folder.path.rename(folder.path)
         sync_directory(self._jobs)
@@ -114,14 +149,46 @@ class JobStore:
         """Where a job is."""
         return JobFolder(self._jobs / job_id)
 
-    def load(self) -> list[JobSpec]:
-        """All jobs, oldest first. Raises JobCorruptError for one whose spec cannot be understood."""
-        folders = sorted(path for path in self._jobs.iterdir() if (path / "job.json").exists())
-        return [JobSpec.load(path / "job.json") for path in folders]
+    def load(self) -> Loaded:
+        """All jobs, oldest first. One that cannot be understood keeps nobody from the others."""
+        found = Loaded([], [], [])
+        for path in sorted(self._jobs.iterdir()):
+            try:
+                loaded = JobSpec.load(path / "job.json")
+            except JobCorruptError as error:
+                found.unreadable.append(error.message)
+                continue
+            if loaded is not None:
+                spec, mended = loaded
+                found.specs.append(spec)
+                found.mended += [spec.id] if mended else []
+        return found
 
-    def delete(self, job_id: str) -> None:
-        """Removes a job: the spec first, so that what a crash leaves is no job."""
+    def delete(self, job_id: str, input_sha256: str) -> None:
+        """Removes a job: the spec first, so that what a crash leaves is no job. The input goes with its last job."""
         folder = self.folder(job_id)
-        folder.spec.unlink(missing_ok=True)
-        sync_directory(folder.path)
+        remove_twice(folder.spec)
         shutil.rmtree(folder.path, ignore_errors=True)
+        _remove_if_unused(self._inputs / f"{input_sha256}.jsonl")
+
+    def _share(self, own: Path, shared: Path) -> None:
+        """Makes inputs of equal content one file."""
+        try:
+            if shared.exists() and shared.stat().st_size == own.stat().st_size:
+                link = own.with_name(own.name + ".link")
+                link.hardlink_to(shared)
+                link.replace(own)
+            else:
+                shared.unlink(missing_ok=True)
+                shared.hardlink_to(own)
+        except OSError as error:
+            if error.errno not in (errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP):
+                raise
+            log.warning("%s keeps a copy of its own: %s", own, error.strerror)  # no links here, or too many
+
+
+def _remove_if_unused(shared: Path) -> None:
+    """The file system counts who refers to an input."""
+    with contextlib.suppress(FileNotFoundError):
+        if shared.stat().st_nlink == 1:
+            shared.unlink()

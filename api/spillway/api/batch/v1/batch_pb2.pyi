@@ -107,6 +107,10 @@ class Job(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     INPUT_SHA256_FIELD_NUMBER: _builtins.int
     INPUT_BYTES_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    EARLIEST_END_TIME_FIELD_NUMBER: _builtins.int
+    LATEST_END_TIME_FIELD_NUMBER: _builtins.int
+    REPAIRS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"jobs/{job}"."""
     display_name: _builtins.str
@@ -114,7 +118,9 @@ class Job(_message.Message):
     model: _builtins.str
     """The model deployment that should run the lines. Agents lease lines by this name."""
     priority: _builtins.int
-    """Among jobs of one model a higher one goes first; equal ones in order of creation. -100 to 100."""
+    """Among jobs of one tenant and model a higher one goes first; among equal ones those that share prompts with what an
+    agent just ran, else in order of creation. Tenants share the agents by weight, whatever their priorities. -100 to 100.
+    """
     state: Global___Job.State.ValueType
     waiting_reason: _builtins.str
     """One sentence on why nothing runs; empty while something does or when all is done."""
@@ -141,6 +147,18 @@ class Job(_message.Message):
     def end_time(self) -> _timestamp_pb2.Timestamp:
         """When the job reached its final state."""
 
+    @_builtins.property
+    def tokens(self) -> Global___TokenCounts: ...
+    @_builtins.property
+    def earliest_end_time(self) -> _timestamp_pb2.Timestamp:
+        """The job should end between these, if lines go on finishing as in the last minutes. Absent while nobody can tell."""
+
+    @_builtins.property
+    def latest_end_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def repairs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What the gateway found damaged on disk and mended since it started, a sentence each."""
+
     def __init__(
         self,
         *,
@@ -158,10 +176,14 @@ class Job(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         input_sha256: _builtins.str = ...,
         input_bytes: _builtins.int = ...,
+        tokens: Global___TokenCounts | None = ...,
+        earliest_end_time: _timestamp_pb2.Timestamp | None = ...,
+        latest_end_time: _timestamp_pb2.Timestamp | None = ...,
+        repairs: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline", b"deadline", "end_time", b"end_time", "error", b"error", "lines", b"lines"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline", b"deadline", "earliest_end_time", b"earliest_end_time", "end_time", b"end_time", "error", b"error", "latest_end_time", b"latest_end_time", "lines", b"lines", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline", b"deadline", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "input_bytes", b"input_bytes", "input_sha256", b"input_sha256", "labels", b"labels", "lines", b"lines", "model", b"model", "name", b"name", "priority", b"priority", "state", b"state", "waiting_reason", b"waiting_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline", b"deadline", "display_name", b"display_name", "earliest_end_time", b"earliest_end_time", "end_time", b"end_time", "error", b"error", "input_bytes", b"input_bytes", "input_sha256", b"input_sha256", "labels", b"labels", "latest_end_time", b"latest_end_time", "lines", b"lines", "model", b"model", "name", b"name", "priority", b"priority", "repairs", b"repairs", "state", b"state", "tokens", b"tokens", "waiting_reason", b"waiting_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -226,6 +248,34 @@ class LineCounts(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LineCounts: _TypeAlias = LineCounts  # noqa: Y015
+
+@_typing.final
+class TokenCounts(_message.Message):
+    """Tokens of the lines that have a result, as the results state them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROMPT_FIELD_NUMBER: _builtins.int
+    COMPLETION_FIELD_NUMBER: _builtins.int
+    PER_SECOND_FIELD_NUMBER: _builtins.int
+    prompt: _builtins.int
+    completion: _builtins.int
+    per_second: _builtins.float
+    """Of both, over the last minute; 0 while nothing runs."""
+    def __init__(
+        self,
+        *,
+        prompt: _builtins.int = ...,
+        completion: _builtins.int = ...,
+        per_second: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion", b"completion", "per_second", b"per_second", "prompt", b"prompt"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenCounts: _TypeAlias = TokenCounts  # noqa: Y015
 
 @_typing.final
 class SubmitJobRequest(_message.Message):

@@ -1,0 +1,34 @@
+"""Gateways and workers are killed and started again at random: every line has exactly one result, the right one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from chaos import Plan, check, quiet_run, run
+
+SHORT = [Plan(2500, seed=7, calm_after_kills=12), Plan(1500, seed=11, tears=True, calm_after_kills=10)]
+
+
+def exactly_once(plan: Plan, folder: Path) -> None:
+    (folder / "quiet").mkdir()
+    quiet = quiet_run(plan, folder / "quiet")
+    report = run(plan, folder)
+    assert report.gateway_kills >= 2
+    assert report.worker_kills >= 2
+    check(plan, report, quiet)
+    if plan.tears:
+        assert report.torn_bytes > 0
+
+
+@pytest.mark.parametrize("plan", SHORT, ids=["kills", "kills and torn logs"])
+def test_exactly_one_result_per_line(plan: Plan, tmp_path: Path) -> None:
+    exactly_once(plan, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("tears", [False, True])
+def test_twenty_thousand_lines(seed: int, tears: bool, tmp_path: Path) -> None:
+    exactly_once(Plan(20_000, seed, most_lines=40, tears=tears), tmp_path)
