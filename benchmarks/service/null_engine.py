@@ -20,8 +20,8 @@ from spillway.api.worker.v1 import worker_pb2, worker_pb2_grpc
 UNDER_WAY = 2
 ANSWER = (
     b'{"id":"%b","object":"text_completion","created":%d,"model":"m","choices":[{"text":"a short answer, as '
-    b'classifiers give them","index":0,"logprobs":null,"finish_reason":"stop"}],"usage":{"prompt_tokens":50,"completion_tokens":8,'
-    b'"total_tokens":58},"system_fingerprint":null}'
+    b'classifiers give them","index":0,"logprobs":null,"finish_reason":"stop"}],"usage":{"prompt_tokens":50,'
+    b'"completion_tokens":8,"total_tokens":58},"system_fingerprint":null}'
 )
 
 

@@ -1,9 +1,16 @@
-"""submit, jobs, watch, results, cancel against a real gateway, with a worker that answers what it likes."""
+"""The commands about jobs against a real gateway, with a worker that answers what it likes.
+
+Commands run in this process through the same `main` as the installed script; those that are interrupted or outlive a
+gateway are processes of their own.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -11,15 +18,18 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import grpc
 import pytest
 from batches import completion, write_lines
 
 from spillway.api.worker.v1 import worker_pb2, worker_pb2_grpc
+from spillway.cli.main import main
 
 COMMAND = [sys.executable, "-m", "spillway.cli.main"]
 NUM_LINES = 30
+BODY = b'{"answer": %d, "usage": {"prompt_tokens": 5, "completion_tokens": 7}}'
 
 
 class Ground:
@@ -54,11 +64,19 @@ class Ground:
         return subprocess.Popen(command, env=self.environment, stdout=pipe, stderr=pipe, text=True)
 
     def call(self, *arguments: str, status: int = 0) -> str:
-        process = self.popen(*arguments)
-        output, message = process.communicate(timeout=240)
-        assert process.returncode == status, (process.returncode, message)
-        assert "Traceback" not in message
-        return output if status in (0, 3) else message
+        """Runs a command to its end: what it printed, or what it complained about."""
+        output, message = io.TextIOWrapper(io.BytesIO(), write_through=True), io.StringIO()
+        with (
+            mock.patch.dict(os.environ, self.environment),
+            mock.patch.object(sys, "argv", ["spillway", *arguments]),
+            contextlib.redirect_stdout(output),
+            contextlib.redirect_stderr(message),
+            pytest.raises(SystemExit) as ended,
+        ):
+            main()
+        assert (ended.value.code or 0) == status, message.getvalue()
+        output.seek(0)
+        return output.read() if status in (0, 3) else message.getvalue()
 
     def work(self, lines: int) -> None:
         """Answers so many lines; fails every tenth."""
@@ -69,10 +87,7 @@ class Ground:
             lease = worker.Lease(asked, metadata=token, timeout=90, wait_for_ready=True)
             assert len(lease.lines) == lines
             good = [each for each in lease.lines if each.index % 10]
-            results = [
-                worker_pb2.CompleteRequest.Result(index=each.index, body=b'{"answer": %d}' % each.index)
-                for each in good
-            ]
+            results = [worker_pb2.CompleteRequest.Result(index=each.index, body=BODY % each.index) for each in good]
             failures = [
                 worker_pb2.FailRequest.Failure(index=each.index, code="internal_error", message="no")
                 for each in lease.lines
@@ -174,6 +189,30 @@ def test_ctrl_c_of_watch_leaves_the_job_and_says_how_to_come_back(ground: Ground
     _, message = ended.communicate(timeout=120)
     assert ended.returncode == 3
     assert f"cancelled {NUM_LINES}" in message
+
+
+def test_pause_resume_and_delete(ground: Ground, source: Path) -> None:
+    name = submit(ground, source)
+    assert ground.call("pause", name).split() == [name, "paused"]
+    assert json.loads(ground.call("pause", name, "--json"))["waiting_reason"].startswith("it is paused")
+    refused = ground.call("delete", name, status=1)
+    assert "is paused" in refused
+    assert "Cancel it first" in refused
+    assert ground.call("resume", name).split() == [name, "running"]
+    ground.work(NUM_LINES)
+    ground.call("watch", name)
+    assert ground.call("delete", name) == f"{name} deleted\n"
+    assert "there is no job" in ground.call("delete", name, status=1)
+    assert "about to be" not in ground.call("jobs")
+
+
+def test_tokens_are_shown(ground: Ground, source: Path) -> None:
+    name = submit(ground, source)
+    ground.work(NUM_LINES)
+    watched = [json.loads(line) for line in ground.call("watch", name, "--json").splitlines()]
+    assert watched[-1]["tokens"]["completion"] == str(7 * 27)
+    (row,) = (line for line in ground.call("jobs").splitlines() if name in line)
+    assert str((5 + 7) * 27) in row.split()
 
 
 @pytest.mark.parametrize(

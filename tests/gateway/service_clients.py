@@ -38,6 +38,7 @@ class Client:
     """Both services over one channel."""
 
     channel: grpc.aio.Channel
+    port: int = 0
 
     def __post_init__(self) -> None:
         self.batch: Any = batch_pb2_grpc.BatchServiceStub(self.channel)
@@ -101,7 +102,7 @@ async def serving(data: Path, *, rules: LeaseRules | None = None, **config: Any)
 @contextlib.asynccontextmanager
 async def connected(port: int) -> AsyncIterator[Client]:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield Client(channel)
+        yield Client(channel, port)
 
 
 class Refusal:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -14,8 +13,6 @@ import pytest
 from batch_files import request, requests
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from service_clients import State, refused, serving
 
 from spillway.api.batch.v1 import batch_pb2
@@ -356,46 +353,3 @@ async def test_health_and_reflection(tmp_path: Path) -> None:
         async for answer in reflection.ServerReflectionInfo(iter(asking)):
             names = {service.name for service in answer.list_services_response.service}
         assert {"spillway.batch.v1.BatchService", "spillway.worker.v1.WorkerService"} < names
-
-
-METHODS = [
-    (file.package + "." + service.name, method)
-    for file in (batch_pb2.DESCRIPTOR, worker_pb2.DESCRIPTOR)
-    for service in file.services_by_name.values()
-    for method in service.methods
-]
-
-
-BLAME_THE_CALLER = (grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND)
-junk_messages = st.binary(max_size=80) | st.text(min_size=2, max_size=2).map(lambda text: b"\n\x02" + text.encode())
-
-
-async def code_of(channel: grpc.aio.Channel, path: str, method: Any, message: bytes) -> grpc.StatusCode:
-    """How a call with raw bytes ends."""
-    if method.client_streaming:
-        call: Any = channel.stream_unary(path)(iter([message, message]))
-    elif method.server_streaming:
-        call = channel.unary_stream(path)(message)
-        with contextlib.suppress(grpc.aio.AioRpcError):
-            async for _ in call:
-                pass
-    else:
-        call = channel.unary_unary(path)(message)
-    return await call.code()
-
-
-@given(st.lists(junk_messages, min_size=len(METHODS), max_size=len(METHODS)))
-@settings(max_examples=15, deadline=None)
-def test_any_bytes_on_any_call(tmp_path_factory: pytest.TempPathFactory, messages: list[bytes]) -> None:
-    """Nonsense is refused with a code that blames the caller, and the gateway goes on."""
-
-    async def fuzz(tmp_path: Path) -> None:
-        async with serving(tmp_path) as client:
-            name = (await client.submit(INPUT)).name
-            for (service, method), junk in zip(METHODS, messages, strict=True):
-                code = await code_of(client.channel, f"/{service}/{method.name}", method, junk)
-                assert code in BLAME_THE_CALLER, (method.name, junk)
-            await client.until(name, State.RUNNING)
-            assert await client.work() == 10
-
-    asyncio.run(asyncio.wait_for(fuzz(tmp_path_factory.mktemp("fuzz")), 120))

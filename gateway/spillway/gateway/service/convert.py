@@ -26,11 +26,9 @@ from spillway.gateway.service.errors import (
     UnauthenticatedError,
 )
 from spillway.gateway.service.served import ServedJob, State
-from spillway.gateway.service.spec import JobRequest
+from spillway.gateway.service.spec import MAX_TIME_S, JobRequest
 
 ERROR_DOMAIN = "spillway.dev"
-MAX_TIME_S = 253_402_300_799.0
-"""The last second that a Timestamp can hold."""
 _NAME = re.compile(r"jobs/([0-9a-f]{1,64})")
 _CODES = {
     InvalidError: code_pb2.INVALID_ARGUMENT,

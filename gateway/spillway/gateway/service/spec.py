@@ -15,6 +15,8 @@ from spillway.gateway.service.errors import InvalidError
 
 MAX_LABELS = 16
 MAX_PRIORITY = 100
+MAX_TIME_S = 253_402_300_799.0
+"""The last second that a google.protobuf.Timestamp can hold."""
 
 
 class Wish(StrEnum):
@@ -57,6 +59,8 @@ class JobRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise InvalidError("labels need keys of 1 to 64 and values of at most 512 characters")
         if not -MAX_PRIORITY <= self.priority <= MAX_PRIORITY:
             raise InvalidError(f"priority must lie in [-{MAX_PRIORITY}, {MAX_PRIORITY}]")
+        if self.deadline_s is not None and not 0 < self.deadline_s <= MAX_TIME_S:
+            raise InvalidError("deadline must lie in the years 1970 to 9999")
         if len(self.request_id) > 128:
             raise InvalidError("request_id must have at most 128 characters")
 
