@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from spillway.api.results import Choice, Usage, chat_body, completion_body
-from spillway.gateway.job import Job, PendingLine
+from spillway.gateway.job import Job, RequestLine
 from spillway.gateway.options import JobOptions
 from spillway.gateway.paths import JobPaths
 
@@ -38,7 +38,7 @@ def write_input(directory: Path, lines: Iterable[bytes], ending: bytes = b"\n") 
     return paths
 
 
-def answer(line: PendingLine) -> bytes:
+def answer(line: RequestLine) -> bytes:
     """A body that follows from the request alone, as a real engine's does."""
     build = chat_body if line.url == "/v1/chat/completions" else completion_body
     return build(line.head, [Choice(0, f"answer to {line.custom_id}", "stop")], Usage(1, 1))

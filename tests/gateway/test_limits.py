@@ -114,10 +114,12 @@ class TestRates:
 
     @run
     async def test_our_client_waits_as_it_is_told(self, tmp_path: Path) -> None:
-        async with serving(tmp_path, limits=limited(calls_per_second=20.0)) as client:
-            async with BatchClient(Target(f"127.0.0.1:{client.port}")) as caller:
-                for _ in range(50):
-                    assert [job async for job in caller.jobs()] == []
+        async with (
+            serving(tmp_path, limits=limited(calls_per_second=20.0)) as client,
+            BatchClient(Target(f"127.0.0.1:{client.port}")) as caller,
+        ):
+            for _ in range(50):
+                assert [job async for job in caller.jobs()] == []
 
     @given(st.lists(st.floats(0, 2), max_size=80), st.sampled_from([0.5, 2.0, 10.0]))
     @settings(max_examples=80, deadline=None)

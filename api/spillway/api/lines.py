@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+import msgspec
 from pydantic import ValidationError
 
 from spillway.api import unsupported
@@ -73,6 +74,31 @@ def parse_line(raw: bytes, line_number: int, max_bytes: int = MAX_LINE_BYTES) ->
         return BatchLine(cast(str, custom_id), url, _parse_body(url, fields["body"]), line_number)
     except _Refused as refused:
         return LineError(refused.code, refused.message, line_number, refused.param, custom_id)
+
+
+class KnownLine(msgspec.Struct, frozen=True):
+    """What names a line that passed `parse_line` before."""
+
+    custom_id: str
+    url: Url
+    body: KnownBody
+
+
+class KnownBody(msgspec.Struct, frozen=True):
+    """The model that the request names."""
+
+    model: str
+
+
+def read_known_line(raw: bytes) -> KnownLine:
+    """Reads the little that names a line, a tenth of the work of `parse_line`, and checks nothing else.
+
+    Raises msgspec.DecodeError for what is no such line.
+    """
+    return _KNOWN_DECODER.decode(raw)
+
+
+_KNOWN_DECODER = msgspec.json.Decoder(KnownLine)
 
 
 def usable_custom_id(fields: dict[str, Any]) -> str | None:

@@ -17,8 +17,9 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from types import TracebackType
 from typing import Self
 
@@ -33,7 +34,7 @@ from spillway.api.errors import (
     JobError,
     LineError,
 )
-from spillway.api.lines import BatchLine, Body, Url, parse_line
+from spillway.api.lines import Body, KnownLine, Url, parse_line, read_known_line
 from spillway.api.results import BodyHead, LineIds, Usage, body_of_result, line_ids, result_line, usage_of
 from spillway.gateway.durable import remove, remove_twice
 from spillway.gateway.families import Span, find
@@ -53,8 +54,8 @@ MANIFEST, TABLE, LOG = "manifest.json", "lines.table", "results.log"
 
 
 @dataclass(frozen=True, slots=True)
-class PendingLine:
-    """A line that has no result yet. `index` counts request lines from 0, `line_number` all lines of the file from 1.
+class RequestLine:
+    """A line that passed intake. `index` counts request lines from 0, `line_number` all lines of the file from 1.
 
     `head` opens the response body: its id and time are the job's, so that a resumed job writes the same bytes.
     """
@@ -62,11 +63,17 @@ class PendingLine:
     index: int
     custom_id: str
     url: Url
-    body: Body
     line_number: int
     head: BodyHead
     raw: bytes
     """The line as it stands in the input."""
+
+
+@dataclass(frozen=True, slots=True)
+class PendingLine(RequestLine):
+    """One that has no result yet, with its request read."""
+
+    body: Body
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,10 +245,18 @@ class Job:
 
     def line(self, index: int) -> PendingLine:
         """One line that passed intake, by index. Raises InputChangedError."""
-        raw, line = self._read(index)
+        known = self.request_line(index)
+        line = parse_line(known.raw, known.line_number, len(known.raw))
+        if isinstance(line, LineError):  # it was valid at intake
+            raise self._changed(known.line_number)
+        return PendingLine(index, known.custom_id, known.url, known.line_number, known.head, known.raw, line.body)
+
+    def request_line(self, index: int) -> RequestLine:
+        """The same without its request read, for whoever passes it on. Raises InputChangedError."""
+        number, raw, line = self._read(index)
         name = self._under_way[index] = self._name_of(index, line)
         head = BodyHead(name.ids.body, self.created, line.body.model)
-        return PendingLine(index, line.custom_id, line.url, line.body, line.line_number, head, raw)
+        return RequestLine(index, line.custom_id, line.url, number, head, raw)
 
     def is_done(self, index: int) -> bool:
         """Whether a line has a result or an error."""
@@ -252,16 +267,23 @@ class Job:
 
         The result survives the process at once, and a power cut within about a second. Raises StorageError.
         """
-        if self._ledger is None or self._ledger.has(index):
-            return False
-        name = self._name(index)
-        used = usage_of(body)
-        payload = result_line(name.ids, name.custom_id, body)
-        recorded = self._ledger.append(Record(index, RecordKind.RESULT, payload))
-        if recorded:
-            self._count(used)
-        self._under_way.pop(index, None)
-        return recorded
+        return self.complete_all([(index, body)]) == 1
+
+    def complete_all(self, results: Iterable[tuple[int, bytes]]) -> int:
+        """`complete` of many lines in one write; how many were recorded. Raises StorageError, and none is then."""
+        if self._ledger is None:
+            return 0
+        records, used = [], []
+        for index, body in results:
+            if not self._ledger.has(index):
+                name = self._name(index)
+                used.append(usage_of(body))
+                records.append(Record(index, RecordKind.RESULT, result_line(name.ids, name.custom_id, body)))
+        recorded = self._ledger.append_all(records)
+        for record in records:
+            self._under_way.pop(record.index, None)
+        self._count(*compress(used, recorded))
+        return sum(recorded)
 
     def fail(self, index: int, error: LineError) -> bool:
         """Records why a line has no result; its number and custom_id are filled in here. Else as `complete`."""
@@ -317,10 +339,10 @@ class Job:
         if record.kind is RecordKind.RESULT:
             self._count(usage_of(body_of_result(record.payload)))
 
-    def _count(self, used: Usage) -> None:
+    def _count(self, *results: Usage) -> None:
         with self._tallies:
-            self._prompt_tokens += used.prompt_tokens
-            self._completion_tokens += used.completion_tokens
+            self._prompt_tokens += sum(used.prompt_tokens for used in results)
+            self._completion_tokens += sum(used.completion_tokens for used in results)
 
     def _restore_errors(self) -> None:
         """Lines that intake refused never run: where damage took their error, they are checked again."""
@@ -337,24 +359,26 @@ class Job:
         with self._tallies:
             self._codes = codes
 
-    def _read(self, index: int) -> tuple[bytes, BatchLine]:
+    def _read(self, index: int) -> tuple[int, bytes, KnownLine]:
         assert self._table is not None
-        row = self._table.lines[index]
-        raw = self._source.read_line(int(row["offset"]), int(row["length"]))
-        line = parse_line(raw, int(row["number"]), len(raw))
-        if isinstance(line, LineError):  # it was valid at intake
-            raise InputChangedError(
-                f"line {line.line} of {self.paths.input} is not what it was",
-                "Put the former content back and run again.",
-            )
-        return raw, line
+        offset, length, number = self._table.lines[index].item()
+        raw = self._source.read_line(offset, length)
+        try:
+            return number, raw, read_known_line(raw)
+        except ValueError:  # it was valid at intake
+            raise self._changed(number) from None
+
+    def _changed(self, number: int) -> InputChangedError:
+        return InputChangedError(
+            f"line {number} of {self.paths.input} is not what it was", "Put the former content back and run again."
+        )
 
     def _name(self, index: int) -> _LineName:
         """What a line is called: known if it came from `pending`, else read again."""
         known = self._under_way.get(index)
-        return self._name_of(index, self._read(index)[1]) if known is None else known
+        return self._name_of(index, self._read(index)[2]) if known is None else known
 
-    def _name_of(self, index: int, line: BatchLine) -> _LineName:
+    def _name_of(self, index: int, line: KnownLine) -> _LineName:
         return _LineName(line.custom_id, line_ids(self.digest, index, line.custom_id, line.url))
 
 

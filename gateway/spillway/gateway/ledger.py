@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -92,16 +93,25 @@ class Ledger:
 
         Raises StorageError if the disk is full or failing; the log then ends with the record before this one.
         """
-        blob = encode(record, self._key)
+        return self.append_all([record])[0]
+
+    def append_all(self, records: Sequence[Record]) -> list[bool]:
+        """`append` of many in one write: for each, whether it was written. Raises StorageError: then none was."""
+        blobs = [encode(record, self._key) for record in records]
         with self._lock:
-            if self.has(record.index):
-                return False
-            self._write(blob)
-            self._note(record, self._end)
-            self._end += len(blob)
-            end = self._end
+            end, offsets = self._end, dict[int, int]()
+            fresh = [not self.has(record.index) for record in records]
+            for number, record in enumerate(records):
+                fresh[number] = fresh[number] and record.index not in offsets
+                if fresh[number]:
+                    offsets[record.index] = end
+                    end += len(blobs[number])
+            self._write(b"".join(compress(blobs, fresh)))
+            for record in compress(records, fresh):
+                self._note(record, offsets[record.index])
+            self._end = end
         self._group_sync.wrote(end)
-        return True
+        return fresh
 
     def read(self, index: int) -> Record | None:
         """The record of a line, verified. None if there is none.

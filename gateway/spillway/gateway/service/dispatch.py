@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from spillway.gateway.families import Span, beginnings
-from spillway.gateway.job import PendingLine
+from spillway.gateway.families import Span
+from spillway.gateway.job import RequestLine
 from spillway.gateway.service.fair import FairShare
 from spillway.gateway.service.leases import Lease
 from spillway.gateway.service.served import ServedJob
@@ -31,7 +31,7 @@ class Grant:
 
     job_id: str
     lease: Lease
-    lines: list[tuple[PendingLine, int]]
+    lines: list[tuple[RequestLine, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Dispatcher:
                 taken = job.take(worker, max_lines, time.monotonic(), span)
                 if taken is not None:
                     lease, lines = taken
-                    self._remember(worker, lines[-1][0])
+                    self._trails[worker] = _Trail(job.keys(lines[-1][0].index), time.monotonic())
                     size = sum(len(line.raw) for line, _ in lines)
                     self.charge(job, size / BYTES_PER_TOKEN)
                     return Grant(job.spec.id, lease, lines)
@@ -76,9 +76,6 @@ class Dispatcher:
     def forget_workers(self, now_s: float) -> None:
         """Drops what is known of workers that have not asked for long."""
         self._trails = {name: trail for name, trail in self._trails.items() if now_s - trail.given_s < TRAIL_S}
-
-    def _remember(self, worker: str, last: PendingLine) -> None:
-        self._trails[worker] = _Trail(beginnings(last.body), time.monotonic())
 
     def _choices(self, jobs: list[ServedJob], worker: str) -> Iterator[tuple[ServedJob, Span | None]]:
         """Jobs of one tenant to take lines from, the best first, each with the part of its order to take, if any."""

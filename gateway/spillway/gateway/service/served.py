@@ -29,7 +29,7 @@ from spillway.api.errors import (
 )
 from spillway.api.results import Usage, usage_of
 from spillway.gateway.families import Span, beginnings
-from spillway.gateway.job import Job, JobCounts, PendingLine
+from spillway.gateway.job import Job, JobCounts, RequestLine
 from spillway.gateway.manifest import Manifest
 from spillway.gateway.options import JobOptions
 from spillway.gateway.service.errors import ConflictError, DamagedError, InvalidError, Reason, ResourceError
@@ -305,16 +305,22 @@ class ServedJob:
         if place is None or self._job is None:
             return ()
         if place != self._next_keys[0]:
-            try:
-                self._next_keys = (place, beginnings(self._job.line(int(self._job.order[place])).body))
-            except JobError as error:
-                self._stumble(error)
-                return ()
+            self._next_keys = (place, self.keys(int(self._job.order[place])))
         return self._next_keys[1]
+
+    def keys(self, index: int) -> Sequence[int]:
+        """What a line begins with, at each level of `families`."""
+        if self._job is None:
+            return ()
+        try:
+            return beginnings(self._job.line(index).body)
+        except JobError as error:
+            self._stumble(error)
+            return ()
 
     def take(
         self, worker: str, max_lines: int, now_s: float, span: Span | None = None
-    ) -> tuple[Lease, list[tuple[PendingLine, int]]] | None:
+    ) -> tuple[Lease, list[tuple[RequestLine, int]]] | None:
         """Leases lines (of a part of the order), each with the number of its attempt. None if there are none."""
         if self.state is not State.RUNNING or self._book is None or self._job is None:
             return None
@@ -322,7 +328,7 @@ class ServedJob:
         if lease is None:
             return None
         try:
-            lines = [(self._job.line(index), self._book.attempt(index)) for index in lease.lines]
+            lines = [(self._job.request_line(index), self._book.attempt(index)) for index in lease.lines]
         except JobError as error:
             self._stumble(error)
             return None
@@ -343,10 +349,9 @@ class ServedJob:
         if self.state.final:
             return 0
         job, book = self._open_job()
-        accepted = 0
         with self._stumbling():
-            for index, body in checked:
-                accepted += job.complete(index, body)
+            accepted = job.complete_all(checked)
+            for index, _ in checked:
                 book.finished(index)
         self.touch()
         return accepted
