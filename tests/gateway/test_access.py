@@ -17,6 +17,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from service_clients import Client, State, refused
 
 from spillway.api.batch.v1 import batch_pb2
+from spillway.api.client import target
+from spillway.api.client.batch import BatchClient
+from spillway.api.client.errors import RefusedError, UnreachableError
 from spillway.api.worker.v1 import worker_pb2
 from spillway.gateway.service.access import Access, TokenFileError
 from spillway.gateway.service.coordinator import ServiceConfig
@@ -174,3 +177,48 @@ def test_the_token_file_holds_no_token_and_its_errors_show_none(tmp_path: Path) 
     assert "a-plain-token" not in str(raised.value)
     with pytest.raises(TokenFileError):
         Access.load(tmp_path / "missing")
+
+
+def test_a_changed_token_file_is_read_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = token_file(tmp_path)
+    access = Access.load(path)
+    path.write_text(f"{hashlib.sha256(b'a new one').hexdigest()} c client\n")
+    access.refresh()
+    assert access.caller("Bearer a new one").tenant == "c"
+    with pytest.raises(UnauthenticatedError):
+        access.caller("Bearer token-of-a")
+    path.write_text("nonsense\n")
+    access.refresh()
+    assert access.caller("Bearer a new one").tenant == "c"
+    assert "the former tokens stay in force" in caplog.text
+    path.unlink()
+    access.refresh()
+    assert access.caller("Bearer a new one").tenant == "c"
+    token_file(tmp_path)
+    access.refresh()
+    assert access.caller("Bearer token-of-a").tenant == "a"
+
+
+@run
+async def test_our_client_over_tls_with_a_certificate_and_a_token(tmp_path: Path) -> None:
+    """As an agent connects, too: both go through a Target."""
+    authority = Authority(tmp_path)
+    server, mine = authority.certify("server"), authority.certify("mine")
+    tls = Tls(server.certificate, server.key, authority.certificate)
+    token, source = tmp_path / "token", tmp_path / "in.jsonl"
+    token.write_text("token-of-a\n")
+    source.write_bytes(INPUT)
+    secure = target.Tls(authority.certificate, mine.certificate, mine.key)
+    access = Access.load(token_file(tmp_path))
+    async with gateway(ServiceConfig(tmp_path / "data"), "127.0.0.1:0", access, tls) as served:
+        where = target.Target(f"127.0.0.1:{served.port}", secure, token, server_name="localhost")
+        async with BatchClient(where) as client:
+            job = await client.submit(batch_pb2.Job(model="m"), source)
+            assert (await client.get(job.name)).input_bytes == len(INPUT)
+            token.write_text("token-of-b\n")  # read anew with each call
+            with pytest.raises(RefusedError, match="no job"):
+                await client.get(job.name)
+        nameless = target.Target(where.address, target.Tls(authority.certificate), token, server_name="localhost")
+        async with BatchClient(nameless, patience_s=0.2) as client:
+            with pytest.raises(UnreachableError):
+                await client.get(job.name)
