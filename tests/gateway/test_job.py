@@ -171,7 +171,7 @@ class TestResuming:
             assert list(job.pending()) == []
             assert job.seal() == job.counts() == JobCounts(4, 3, 1, {"invalid_json": 1})
         assert (paths.output.read_bytes(), paths.errors.read_bytes()) == before
-        assert files_in(paths.directory) == {"lock", "manifest.json"}
+        assert files_in(paths.directory) == {"lock", "manifest.json", "manifest.json.copy"}
 
     def test_a_touched_or_moved_input_is_the_same_input(self, tmp_path: Path) -> None:
         paths = write_input(tmp_path, requests(3))
@@ -265,20 +265,37 @@ class TestResuming:
             job.seal()
         assert names(paths.output) == [f"r{number}" for number in range(6)]
 
-    def test_a_job_directory_that_cannot_be_understood(self, tmp_path: Path) -> None:
-        paths = write_input(tmp_path, requests(2))
+    def test_a_damaged_table_is_made_anew_from_the_input(self, tmp_path: Path) -> None:
+        paths = write_input(tmp_path, [*requests(2), b"{", requests(1)[0]])
         Job.open(paths, OPTIONS).close()
         table = (paths.directory / "lines.table").read_bytes()
         for blob in (table[:-1], table[:9], b"", table[:-1] + b"?", b"?" + table[1:], None):
             (paths.directory / "lines.table").unlink()
             if blob is not None:
                 (paths.directory / "lines.table").write_bytes(blob)
-            with pytest.raises(JobCorruptError, match=r"lines\.table"):
-                Job.open(paths, OPTIONS)
-            (paths.directory / "lines.table").write_bytes(table)
+            with Job.open(paths, OPTIONS) as job:
+                assert job.repairs.table
+                assert job.counts() == JobCounts(4, 0, 2, {"invalid_json": 1, "duplicate_custom_id": 1})
+            assert (paths.directory / "lines.table").read_bytes() == table
+
+    def test_a_damaged_manifest_is_taken_from_its_copy(self, tmp_path: Path) -> None:
+        paths = write_input(tmp_path, requests(2))
+        with Job.open(paths, OPTIONS) as first:
+            drain(first)
         manifest = (paths.directory / "manifest.json").read_bytes()
-        for blob in (b"", b"{}", b"\xff", manifest[:-3], manifest.replace(b'"version": 1', b'"version": 2')):
-            (paths.directory / "manifest.json").write_bytes(blob)
+        damaged = (b"", b"{}", b"\xff", manifest[:-3], manifest.replace(b'"version": 2', b'"version": 1'), None)
+        for blob in damaged:
+            (paths.directory / "manifest.json").unlink()
+            if blob is not None:
+                (paths.directory / "manifest.json").write_bytes(blob)
+            with Job.open(paths, OPTIONS) as job:
+                assert job.repairs.sentences() == ["the manifest was damaged and was taken from its copy"]
+                assert (job.created, job.counts().completed) == (first.created, 2)
+            assert (paths.directory / "manifest.json").read_bytes() == manifest
+        for blob in damaged[:-1]:
+            assert blob is not None
+            for name in ("manifest.json", "manifest.json.copy"):
+                (paths.directory / name).write_bytes(blob)
             with pytest.raises(JobCorruptError, match=r"manifest\.json"):
                 Job.open(paths, OPTIONS)
         Job.open(paths, RESTART).close()

@@ -72,15 +72,16 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes]:
 
 
 def results(paths: JobPaths) -> tuple[bytes, bytes]:
-    manifest = Manifest.load(paths.directory / "manifest.json")
-    assert manifest is not None
+    loaded = Manifest.load(paths.directory / "manifest.json")
+    assert loaded is not None
+    manifest, _ = loaded
     assert manifest.sealed is not None
     return paths.output.read_bytes().replace(b'"created":%d' % manifest.created, b""), paths.errors.read_bytes()
 
 
 def check_settled(paths: JobPaths, quiet: tuple[bytes, bytes]) -> None:
     assert results(paths) == quiet
-    assert {path.name for path in paths.directory.iterdir()} == {"lock", "manifest.json"}
+    assert {path.name for path in paths.directory.iterdir()} == {"lock", "manifest.json", "manifest.json.copy"}
     assert {path.name for path in paths.output.parent.iterdir()} == {
         paths.input.name,
         paths.output.name,

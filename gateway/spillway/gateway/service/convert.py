@@ -94,7 +94,7 @@ def job_message(job: ServedJob, coordinator: Coordinator) -> batch_pb2.Job:
     )
     band_s = job.end_band_s(now_s)
     if band_s is not None:
-        message.earliest_end_time.CopyFrom(_timestamp(time.time() + band_s[0]))
+        message.earliest_end_time.CopyFrom(_timestamp(min(time.time() + band_s[0], MAX_TIME_S)))
         message.latest_end_time.CopyFrom(_timestamp(min(time.time() + band_s[1], MAX_TIME_S)))
     if request.deadline_s is not None:
         message.deadline.CopyFrom(_timestamp(request.deadline_s))
