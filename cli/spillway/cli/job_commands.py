@@ -21,7 +21,13 @@ class UsageError(SpillwayError):
 
 
 def submit(
-    input: Annotated[Path, typer.Argument(metavar="INPUT", help="OpenAI Batch file: one JSON request per line.")],  # noqa: A002
+    input: Annotated[  # noqa: A002
+        str,
+        typer.Argument(
+            metavar="INPUT",
+            help="OpenAI Batch file: one JSON request per line. Or a URI that the gateway is allowed to fetch: s3://…",
+        ),
+    ],
     model: Annotated[str, typer.Option(help="The model deployment that is to run it: the agents' --served-model.")],
     name: Annotated[str, typer.Option(help="For people.")] = "",
     label: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="May be repeated.")] = None,
@@ -49,7 +55,7 @@ def submit(
     if deadline is not None:
         wanted.deadline.FromMilliseconds(round((time.time() + duration_s(deadline)) * 1000))
     connection = Connection(gateway, token_file)
-    accepted = jobs.submit(connection, wanted, input, request_id)
+    accepted = jobs.submit(connection, wanted, input if "://" in input else Path(input), request_id)
     print(job_view.as_json(accepted) if json else accepted.name, flush=True)
     if wait:
         raise typer.Exit(jobs.watch(connection, accepted.name, json_lines=json))

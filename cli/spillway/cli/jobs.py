@@ -29,8 +29,8 @@ class ResultFiles:
     follow: bool
 
 
-def submit(connection: Connection, job: batch_pb2.Job, source: Path, request_id: str) -> batch_pb2.Job:
-    """Uploads a job; the job as it was accepted."""
+def submit(connection: Connection, job: batch_pb2.Job, source: Path | str, request_id: str) -> batch_pb2.Job:
+    """Uploads a job, or has the gateway fetch its input from a URI; the job as it was accepted."""
 
     async def call() -> batch_pb2.Job:
         async with BatchClient(target(connection)) as client:

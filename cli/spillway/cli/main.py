@@ -153,6 +153,10 @@ def serve(
     limits: Annotated[
         Path | None, typer.Option(help="TOML: quotas, calls per second and weights of tenants. Default: no limits.")
     ] = None,
+    input_source: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PREFIX", help="Let clients name inputs below it: s3://bucket/batches/. May be repeated."),
+    ] = None,
     retention: Annotated[
         str | None, typer.Option(metavar="TIME", help="Remove jobs so long after they ended: 12h, 30d. Default: never.")
     ] = None,
@@ -165,12 +169,14 @@ def serve(
     from spillway.cli.serve import ServeOptions
     from spillway.cli.serve import serve as serve_jobs
     from spillway.gateway.service.coordinator import DEFAULT_MAX_INPUT_BYTES, ServiceConfig
+    from spillway.gateway.service.fetch import InputSources
     from spillway.gateway.service.limits import Limits
 
     config = ServiceConfig(
         jobs_dir,
         max_input_bytes=max_input or DEFAULT_MAX_INPUT_BYTES,
         limits=Limits() if limits is None else Limits.load(limits),
+        sources=InputSources(tuple(input_source or ())),
         retention_s=None if retention is None else duration_s(retention),
     )
     serve_jobs(ServeOptions(config, listen, tokens, tls_cert, tls_key, tls_client_ca, insecure))

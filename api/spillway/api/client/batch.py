@@ -49,10 +49,11 @@ class BatchClient:
     async def __aexit__(self, *_: object) -> None:
         await self._channel.close()
 
-    async def submit(self, job: batch_pb2.Job, source: Path, request_id: str = "") -> batch_pb2.Job:
-        """Uploads a file of request lines. Repeated under one request_id, so that there is one job however often.
+    async def submit(self, job: batch_pb2.Job, source: Path | str, request_id: str = "") -> batch_pb2.Job:
+        """Uploads a file of request lines, or has the gateway fetch it if `source` is a string, a URI.
 
-        Raises ClientError if the file cannot be read.
+        Repeated under one request_id, so that there is one job however often. Raises ClientError if the file cannot be
+        read.
         """
         request_id = request_id or str(uuid.uuid4())
         return await self._repeated(
@@ -169,8 +170,10 @@ class _Patience:
         self._wait_s = min(2 * self._wait_s, MAX_WAIT_S)
 
 
-def _upload(job: batch_pb2.Job, request_id: str, source: Path) -> Iterator[batch_pb2.SubmitJobRequest]:
+def _upload(job: batch_pb2.Job, request_id: str, source: Path | str) -> Iterator[batch_pb2.SubmitJobRequest]:
     """Opened here and not when the first piece is asked for: gRPC would hide the error."""
+    if isinstance(source, str):
+        return iter([batch_pb2.SubmitJobRequest(job=job, request_id=request_id, input_uri=source)])
     try:
         file = source.open("rb")
     except OSError as error:

@@ -45,7 +45,9 @@ class BatchServicer(batch_pb2_grpc.BatchServiceServicer):
     ) -> batch_pb2.Job:
         upload = self._coordinator.upload()
         try:
-            request = await _receive(request_iterator, upload)
+            request, uri = await _receive(request_iterator, upload)
+            if uri:
+                await self._coordinator.fetch(uri, upload)
             return self._message(await self._coordinator.submit(tenant(), request, upload))
         finally:
             upload.close()
@@ -173,18 +175,25 @@ class _Shown:
     response: batch_pb2.WatchJobResponse
 
 
-async def _receive(messages: AsyncIterable[batch_pb2.SubmitJobRequest], upload: Upload) -> JobRequest:
-    """Writes the input; returns what the first message asks for. Raises InvalidError before anything is stored."""
+async def _receive(messages: AsyncIterable[batch_pb2.SubmitJobRequest], upload: Upload) -> tuple[JobRequest, str]:
+    """Writes the input; returns what the first message asks for, and where the input is if it was not sent.
+
+    Raises InvalidError before anything is stored.
+    """
     request: JobRequest | None = None
+    uri = ""
     async for message in messages:
         if request is None:
             if not message.HasField("job"):
                 raise InvalidError("the first message must carry the job")
             request = job_request(message.job, message.request_id)
             request.check()
-        elif message.HasField("job") or message.request_id:
-            raise InvalidError("only the first message may carry job and request_id")
+            uri = message.input_uri
+        elif message.HasField("job") or message.request_id or message.input_uri:
+            raise InvalidError("only the first message may carry job, request_id and input_uri")
+        if uri and message.input:
+            raise InvalidError("give the input or its URI, not both")
         upload.write(message.input)
     if request is None:
         raise InvalidError("no message was sent")
-    return request
+    return request, uri

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from spillway.gateway.service.errors import (
     NotFoundError,
     Reason,
 )
+from spillway.gateway.service.fetch import InputSources
 from spillway.gateway.service.limits import CallRate, Limits, Usage
 from spillway.gateway.service.served import LeaseRules, ServedJob, State, to_the_end
 from spillway.gateway.service.spec import JobRequest, JobSpec, Wish
@@ -50,6 +52,7 @@ class ServiceConfig:
     leases: LeaseRules = field(default_factory=LeaseRules)
     limits: Limits = field(default_factory=Limits)
     retention_s: float | None = None
+    sources: InputSources = field(default_factory=InputSources)
 
 
 class Coordinator:
@@ -118,6 +121,14 @@ class Coordinator:
             self.config.limits.of(tenant).check(self.usage(tenant), new)
             await to_the_end(self._store.adopt, upload, spec)
             return self._serve(spec)
+
+    async def fetch(self, uri: str, upload: Upload) -> None:
+        """Fills an upload from elsewhere. Raises as InputSources.fetch."""
+        stopped = threading.Event()
+        try:
+            await to_the_end(self.config.sources.fetch, uri, upload, stopped)
+        finally:
+            stopped.set()
 
     def admit(self, tenant: str) -> None:
         """Counts a call of a client. Raises ResourceError if the tenant calls too often."""

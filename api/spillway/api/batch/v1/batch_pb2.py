@@ -30,7 +30,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!spillway/api/batch/v1/batch.proto\x12\x11spillway.batch.v1\x1a\x17google/api/client.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xd8\x07\n\x03Job\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x1b\n\x0c\x64isplay_name\x18\x02 \x01(\tB\x05\xe2\x41\x02\x01\x05\x12\x14\n\x05model\x18\x03 \x01(\tB\x05\xe2\x41\x02\x02\x05\x12\x39\n\x06labels\x18\x04 \x03(\x0b\x32\".spillway.batch.v1.Job.LabelsEntryB\x05\xe2\x41\x02\x01\x05\x12\x17\n\x08priority\x18\x05 \x01(\x05\x42\x05\xe2\x41\x02\x01\x05\x12\x33\n\x08\x64\x65\x61\x64line\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x05\xe2\x41\x02\x01\x05\x12\x31\n\x05state\x18\x07 \x01(\x0e\x32\x1c.spillway.batch.v1.Job.StateB\x04\xe2\x41\x01\x03\x12\x32\n\x05lines\x18\x08 \x01(\x0b\x32\x1d.spillway.batch.v1.LineCountsB\x04\xe2\x41\x01\x03\x12\x1c\n\x0ewaiting_reason\x18\t \x01(\tB\x04\xe2\x41\x01\x03\x12\'\n\x05\x65rror\x18\n \x01(\x0b\x32\x12.google.rpc.StatusB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x32\n\x08\x65nd_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x1a\n\x0cinput_sha256\x18\r \x01(\tB\x04\xe2\x41\x01\x03\x12\x19\n\x0binput_bytes\x18\x0e \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x34\n\x06tokens\x18\x0f \x01(\x0b\x32\x1e.spillway.batch.v1.TokenCountsB\x04\xe2\x41\x01\x03\x12;\n\x11\x65\x61rliest_end_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x39\n\x0flatest_end_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x15\n\x07repairs\x18\x12 \x03(\tB\x04\xe2\x41\x01\x03\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8e\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0e\n\nVALIDATING\x10\x01\x12\x0b\n\x07RUNNING\x10\x02\x12\n\n\x06PAUSED\x10\x03\x12\x0e\n\nFINALIZING\x10\x04\x12\r\n\tCOMPLETED\x10\x05\x12\r\n\tCANCELLED\x10\x06\x12\x0b\n\x07\x45XPIRED\x10\x07\x12\n\n\x06\x46\x41ILED\x10\x08:,\xea\x41)\n\x10spillway.dev/Job\x12\njobs/{job}*\x04jobs2\x03job\"\xdd\x01\n\nLineCounts\x12\r\n\x05total\x18\x01 \x01(\x03\x12\x11\n\tcompleted\x18\x02 \x01(\x03\x12\x0e\n\x06\x66\x61iled\x18\x03 \x01(\x03\x12\x0f\n\x07pending\x18\x04 \x01(\x03\x12\x0e\n\x06leased\x18\x05 \x01(\x03\x12G\n\x0e\x66\x61iled_by_code\x18\x06 \x03(\x0b\x32/.spillway.batch.v1.LineCounts.FailedByCodeEntry\x1a\x33\n\x11\x46\x61iledByCodeEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"E\n\x0bTokenCounts\x12\x0e\n\x06prompt\x18\x01 \x01(\x03\x12\x12\n\ncompletion\x18\x02 \x01(\x03\x12\x12\n\nper_second\x18\x03 \x01(\x01\"l\n\x10SubmitJobRequest\x12)\n\x03job\x18\x01 \x01(\x0b\x32\x16.spillway.batch.v1.JobB\x04\xe2\x41\x01\x02\x12\x18\n\nrequest_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x13\n\x05input\x18\x03 \x01(\x0c\x42\x04\xe2\x41\x01\x01\"8\n\rGetJobRequest\x12\'\n\x04name\x18\x01 \x01(\tB\x19\xe2\x41\x01\x02\xfa\x41\x12\n\x10spillway.dev/Job\"D\n\x0fListJobsRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"Q\n\x10ListJobsResponse\x12$\n\x04jobs\x18\x01 \x03(\x0b\x32\x16.spillway.batch.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\":\n\x0fWatchJobRequest\x12\'\n\x04name\x18\x01 \x01(\tB\x19\xe2\x41\x01\x02\xfa\x41\x12\n\x10spillway.dev/Job\"7\n\x10WatchJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.spillway.batch.v1.Job\"k\n\x14StreamResultsRequest\x12\'\n\x04name\x18\x01 \x01(\tB\x19\xe2\x41\x01\x02\xfa\x41\x12\n\x10spillway.dev/Job\x12\x14\n\x06\x63ursor\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06\x66ollow\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\x96\x01\n\x15StreamResultsResponse\x12:\n\x04rows\x18\x01 \x03(\x0b\x32,.spillway.batch.v1.StreamResultsResponse.Row\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\x1a\x31\n\x03Row\x12\x0c\n\x04json\x18\x01 \x01(\x0c\x12\r\n\x05\x65rror\x18\x02 \x01(\x08\x12\r\n\x05index\x18\x03 \x01(\x03\"\xc9\x01\n\x0fReadFileRequest\x12\'\n\x04name\x18\x01 \x01(\tB\x19\xe2\x41\x01\x02\xfa\x41\x12\n\x10spillway.dev/Job\x12;\n\x04\x66ile\x18\x02 \x01(\x0e\x32\'.spillway.batch.v1.ReadFileRequest.FileB\x04\xe2\x41\x01\x02\x12\x1a\n\x0coffset_bytes\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x01\"4\n\x04\x46ile\x12\x14\n\x10\x46ILE_UNSPECIFIED\x10\x00\x12\n\n\x06OUTPUT\x10\x01\x12\n\n\x06\x45RRORS\x10\x02\" \n\x10ReadFileResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\";\n\x10\x43\x61ncelJobRequest\x12\'\n\x04name\x18\x01 \x01(\tB\x19\xe2\x41\x01\x02\xfa\x41\x12\n\x10spillway.dev/Job\":\n\x0fPauseJobRequest\x12\'\n\x04name\x18\x01 \x01(\tB\x19\xe2\x41\x01\x02\xfa\x41\x12\n\x10spillway.dev/Job\";\n\x10ResumeJobRequest\x12\'\n\x04name\x18\x01 \x01(\tB\x19\xe2\x41\x01\x02\xfa\x41\x12\n\x10spillway.dev/Job\";\n\x10\x44\x65leteJobRequest\x12\'\n\x04name\x18\x01 \x01(\tB\x19\xe2\x41\x01\x02\xfa\x41\x12\n\x10spillway.dev/Job2\xec\x06\n\x0c\x42\x61tchService\x12J\n\tSubmitJob\x12#.spillway.batch.v1.SubmitJobRequest\x1a\x16.spillway.batch.v1.Job(\x01\x12K\n\x06GetJob\x12 .spillway.batch.v1.GetJobRequest\x1a\x16.spillway.batch.v1.Job\"\x07\xda\x41\x04name\x12S\n\x08ListJobs\x12\".spillway.batch.v1.ListJobsRequest\x1a#.spillway.batch.v1.ListJobsResponse\x12^\n\x08WatchJob\x12\".spillway.batch.v1.WatchJobRequest\x1a#.spillway.batch.v1.WatchJobResponse\"\x07\xda\x41\x04name0\x01\x12m\n\rStreamResults\x12\'.spillway.batch.v1.StreamResultsRequest\x1a(.spillway.batch.v1.StreamResultsResponse\"\x07\xda\x41\x04name0\x01\x12U\n\x08ReadFile\x12\".spillway.batch.v1.ReadFileRequest\x1a#.spillway.batch.v1.ReadFileResponse0\x01\x12Q\n\tCancelJob\x12#.spillway.batch.v1.CancelJobRequest\x1a\x16.spillway.batch.v1.Job\"\x07\xda\x41\x04name\x12O\n\x08PauseJob\x12\".spillway.batch.v1.PauseJobRequest\x1a\x16.spillway.batch.v1.Job\"\x07\xda\x41\x04name\x12Q\n\tResumeJob\x12#.spillway.batch.v1.ResumeJobRequest\x1a\x16.spillway.batch.v1.Job\"\x07\xda\x41\x04name\x12Q\n\tDeleteJob\x12#.spillway.batch.v1.DeleteJobRequest\x1a\x16.google.protobuf.Empty\"\x07\xda\x41\x04nameb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!spillway/api/batch/v1/batch.proto\x12\x11spillway.batch.v1\x1a\x17google/api/client.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xd8\x07\n\x03Job\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x1b\n\x0c\x64isplay_name\x18\x02 \x01(\tB\x05\xe2\x41\x02\x01\x05\x12\x14\n\x05model\x18\x03 \x01(\tB\x05\xe2\x41\x02\x02\x05\x12\x39\n\x06labels\x18\x04 \x03(\x0b\x32\".spillway.batch.v1.Job.LabelsEntryB\x05\xe2\x41\x02\x01\x05\x12\x17\n\x08priority\x18\x05 \x01(\x05\x42\x05\xe2\x41\x02\x01\x05\x12\x33\n\x08\x64\x65\x61\x64line\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x05\xe2\x41\x02\x01\x05\x12\x31\n\x05state\x18\x07 \x01(\x0e\x32\x1c.spillway.batch.v1.Job.StateB\x04\xe2\x41\x01\x03\x12\x32\n\x05lines\x18\x08 \x01(\x0b\x32\x1d.spillway.batch.v1.LineCountsB\x04\xe2\x41\x01\x03\x12\x1c\n\x0ewaiting_reason\x18\t \x01(\tB\x04\xe2\x41\x01\x03\x12\'\n\x05\x65rror\x18\n \x01(\x0b\x32\x12.google.rpc.StatusB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x32\n\x08\x65nd_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x1a\n\x0cinput_sha256\x18\r \x01(\tB\x04\xe2\x41\x01\x03\x12\x19\n\x0binput_bytes\x18\x0e \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x34\n\x06tokens\x18\x0f \x01(\x0b\x32\x1e.spillway.batch.v1.TokenCountsB\x04\xe2\x41\x01\x03\x12;\n\x11\x65\x61rliest_end_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x39\n\x0flatest_end_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x15\n\x07repairs\x18\x12 \x03(\tB\x04\xe2\x41\x01\x03\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8e\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0e\n\nVALIDATING\x10\x01\x12\x0b\n\x07RUNNING\x10\x02\x12\n\n\x06PAUSED\x10\x03\x12\x0e\n\nFINALIZING\x10\x04\x12\r\n\tCOMPLETED\x10\x05\x12\r\n\tCANCELLED\x10\x06\x12\x0b\n\x07\x45XPIRED\x10\x07\x12\n\n\x06\x46\x41ILED\x10\x08:,\xea\x41)\n\x10spillway.dev/Job\x12\njobs/{job}*\x04jobs2\x03job\"\xdd\x01\n\nLineCounts\x12\r\n\x05total\x18\x01 \x01(\x03\x12\x11\n\tcompleted\x18\x02 \x01(\x03\x12\x0e\n\x06\x66\x61iled\x18\x03 \x01(\x03\x12\x0f\n\x07pending\x18\x04 \x01(\x03\x12\x0e\n\x06leased\x18\x05 \x01(\x03\x12G\n\x0e\x66\x61iled_by_code\x18\x06 \x03(\x0b\x32/.spillway.batch.v1.LineCounts.FailedByCodeEntry\x1a\x33\n\x11\x46\x61iledByCodeEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"E\n\x0bTokenCounts\x12\x0e\n\x06prompt\x18\x01 \x01(\x03\x12\x12\n\ncompletion\x18\x02 \x01(\x03\x12\x12\n\nper_second\x18\x03 \x01(\x01\"\x85\x01\n\x10SubmitJobRequest\x12)\n\x03job\x18\x01 \x01(\x0b\x32\x16.spillway.batch.v1.JobB\x04\xe2\x41\x01\x02\x12\x18\n\nrequest_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x13\n\x05input\x18\x03 \x01(\x0c\x42\x04\xe2\x41\x01\x01\x12\x17\n\tinput_uri\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\"8\n\rGetJobRequest\x12\'\n\x04name\x18\x01 \x01(\tB\x19\xe2\x41\x01\x02\xfa\x41\x12\n\x10spillway.dev/Job\"D\n\x0fListJobsRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"Q\n\x10ListJobsResponse\x12$\n\x04jobs\x18\x01 \x03(\x0b\x32\x16.spillway.batch.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\":\n\x0fWatchJobRequest\x12\'\n\x04name\x18\x01 \x01(\tB\x19\xe2\x41\x01\x02\xfa\x41\x12\n\x10spillway.dev/Job\"7\n\x10WatchJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.spillway.batch.v1.Job\"k\n\x14StreamResultsRequest\x12\'\n\x04name\x18\x01 \x01(\tB\x19\xe2\x41\x01\x02\xfa\x41\x12\n\x10spillway.dev/Job\x12\x14\n\x06\x63ursor\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06\x66ollow\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\x96\x01\n\x15StreamResultsResponse\x12:\n\x04rows\x18\x01 \x03(\x0b\x32,.spillway.batch.v1.StreamResultsResponse.Row\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\x1a\x31\n\x03Row\x12\x0c\n\x04json\x18\x01 \x01(\x0c\x12\r\n\x05\x65rror\x18\x02 \x01(\x08\x12\r\n\x05index\x18\x03 \x01(\x03\"\xc9\x01\n\x0fReadFileRequest\x12\'\n\x04name\x18\x01 \x01(\tB\x19\xe2\x41\x01\x02\xfa\x41\x12\n\x10spillway.dev/Job\x12;\n\x04\x66ile\x18\x02 \x01(\x0e\x32\'.spillway.batch.v1.ReadFileRequest.FileB\x04\xe2\x41\x01\x02\x12\x1a\n\x0coffset_bytes\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x01\"4\n\x04\x46ile\x12\x14\n\x10\x46ILE_UNSPECIFIED\x10\x00\x12\n\n\x06OUTPUT\x10\x01\x12\n\n\x06\x45RRORS\x10\x02\" \n\x10ReadFileResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\";\n\x10\x43\x61ncelJobRequest\x12\'\n\x04name\x18\x01 \x01(\tB\x19\xe2\x41\x01\x02\xfa\x41\x12\n\x10spillway.dev/Job\":\n\x0fPauseJobRequest\x12\'\n\x04name\x18\x01 \x01(\tB\x19\xe2\x41\x01\x02\xfa\x41\x12\n\x10spillway.dev/Job\";\n\x10ResumeJobRequest\x12\'\n\x04name\x18\x01 \x01(\tB\x19\xe2\x41\x01\x02\xfa\x41\x12\n\x10spillway.dev/Job\";\n\x10\x44\x65leteJobRequest\x12\'\n\x04name\x18\x01 \x01(\tB\x19\xe2\x41\x01\x02\xfa\x41\x12\n\x10spillway.dev/Job2\xec\x06\n\x0c\x42\x61tchService\x12J\n\tSubmitJob\x12#.spillway.batch.v1.SubmitJobRequest\x1a\x16.spillway.batch.v1.Job(\x01\x12K\n\x06GetJob\x12 .spillway.batch.v1.GetJobRequest\x1a\x16.spillway.batch.v1.Job\"\x07\xda\x41\x04name\x12S\n\x08ListJobs\x12\".spillway.batch.v1.ListJobsRequest\x1a#.spillway.batch.v1.ListJobsResponse\x12^\n\x08WatchJob\x12\".spillway.batch.v1.WatchJobRequest\x1a#.spillway.batch.v1.WatchJobResponse\"\x07\xda\x41\x04name0\x01\x12m\n\rStreamResults\x12\'.spillway.batch.v1.StreamResultsRequest\x1a(.spillway.batch.v1.StreamResultsResponse\"\x07\xda\x41\x04name0\x01\x12U\n\x08ReadFile\x12\".spillway.batch.v1.ReadFileRequest\x1a#.spillway.batch.v1.ReadFileResponse0\x01\x12Q\n\tCancelJob\x12#.spillway.batch.v1.CancelJobRequest\x1a\x16.spillway.batch.v1.Job\"\x07\xda\x41\x04name\x12O\n\x08PauseJob\x12\".spillway.batch.v1.PauseJobRequest\x1a\x16.spillway.batch.v1.Job\"\x07\xda\x41\x04name\x12Q\n\tResumeJob\x12#.spillway.batch.v1.ResumeJobRequest\x1a\x16.spillway.batch.v1.Job\"\x07\xda\x41\x04name\x12Q\n\tDeleteJob\x12#.spillway.batch.v1.DeleteJobRequest\x1a\x16.google.protobuf.Empty\"\x07\xda\x41\x04nameb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -85,6 +85,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SUBMITJOBREQUEST'].fields_by_name['request_id']._serialized_options = b'\342A\001\001'
   _globals['_SUBMITJOBREQUEST'].fields_by_name['input']._loaded_options = None
   _globals['_SUBMITJOBREQUEST'].fields_by_name['input']._serialized_options = b'\342A\001\001'
+  _globals['_SUBMITJOBREQUEST'].fields_by_name['input_uri']._loaded_options = None
+  _globals['_SUBMITJOBREQUEST'].fields_by_name['input_uri']._serialized_options = b'\342A\001\001'
   _globals['_GETJOBREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_GETJOBREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\372A\022\n\020spillway.dev/Job'
   _globals['_LISTJOBSREQUEST'].fields_by_name['page_size']._loaded_options = None
@@ -139,38 +141,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LINECOUNTS_FAILEDBYCODEENTRY']._serialized_end=1437
   _globals['_TOKENCOUNTS']._serialized_start=1439
   _globals['_TOKENCOUNTS']._serialized_end=1508
-  _globals['_SUBMITJOBREQUEST']._serialized_start=1510
-  _globals['_SUBMITJOBREQUEST']._serialized_end=1618
-  _globals['_GETJOBREQUEST']._serialized_start=1620
-  _globals['_GETJOBREQUEST']._serialized_end=1676
-  _globals['_LISTJOBSREQUEST']._serialized_start=1678
-  _globals['_LISTJOBSREQUEST']._serialized_end=1746
-  _globals['_LISTJOBSRESPONSE']._serialized_start=1748
-  _globals['_LISTJOBSRESPONSE']._serialized_end=1829
-  _globals['_WATCHJOBREQUEST']._serialized_start=1831
-  _globals['_WATCHJOBREQUEST']._serialized_end=1889
-  _globals['_WATCHJOBRESPONSE']._serialized_start=1891
-  _globals['_WATCHJOBRESPONSE']._serialized_end=1946
-  _globals['_STREAMRESULTSREQUEST']._serialized_start=1948
-  _globals['_STREAMRESULTSREQUEST']._serialized_end=2055
-  _globals['_STREAMRESULTSRESPONSE']._serialized_start=2058
-  _globals['_STREAMRESULTSRESPONSE']._serialized_end=2208
-  _globals['_STREAMRESULTSRESPONSE_ROW']._serialized_start=2159
-  _globals['_STREAMRESULTSRESPONSE_ROW']._serialized_end=2208
-  _globals['_READFILEREQUEST']._serialized_start=2211
-  _globals['_READFILEREQUEST']._serialized_end=2412
-  _globals['_READFILEREQUEST_FILE']._serialized_start=2360
-  _globals['_READFILEREQUEST_FILE']._serialized_end=2412
-  _globals['_READFILERESPONSE']._serialized_start=2414
-  _globals['_READFILERESPONSE']._serialized_end=2446
-  _globals['_CANCELJOBREQUEST']._serialized_start=2448
-  _globals['_CANCELJOBREQUEST']._serialized_end=2507
-  _globals['_PAUSEJOBREQUEST']._serialized_start=2509
-  _globals['_PAUSEJOBREQUEST']._serialized_end=2567
-  _globals['_RESUMEJOBREQUEST']._serialized_start=2569
-  _globals['_RESUMEJOBREQUEST']._serialized_end=2628
-  _globals['_DELETEJOBREQUEST']._serialized_start=2630
-  _globals['_DELETEJOBREQUEST']._serialized_end=2689
-  _globals['_BATCHSERVICE']._serialized_start=2692
-  _globals['_BATCHSERVICE']._serialized_end=3568
+  _globals['_SUBMITJOBREQUEST']._serialized_start=1511
+  _globals['_SUBMITJOBREQUEST']._serialized_end=1644
+  _globals['_GETJOBREQUEST']._serialized_start=1646
+  _globals['_GETJOBREQUEST']._serialized_end=1702
+  _globals['_LISTJOBSREQUEST']._serialized_start=1704
+  _globals['_LISTJOBSREQUEST']._serialized_end=1772
+  _globals['_LISTJOBSRESPONSE']._serialized_start=1774
+  _globals['_LISTJOBSRESPONSE']._serialized_end=1855
+  _globals['_WATCHJOBREQUEST']._serialized_start=1857
+  _globals['_WATCHJOBREQUEST']._serialized_end=1915
+  _globals['_WATCHJOBRESPONSE']._serialized_start=1917
+  _globals['_WATCHJOBRESPONSE']._serialized_end=1972
+  _globals['_STREAMRESULTSREQUEST']._serialized_start=1974
+  _globals['_STREAMRESULTSREQUEST']._serialized_end=2081
+  _globals['_STREAMRESULTSRESPONSE']._serialized_start=2084
+  _globals['_STREAMRESULTSRESPONSE']._serialized_end=2234
+  _globals['_STREAMRESULTSRESPONSE_ROW']._serialized_start=2185
+  _globals['_STREAMRESULTSRESPONSE_ROW']._serialized_end=2234
+  _globals['_READFILEREQUEST']._serialized_start=2237
+  _globals['_READFILEREQUEST']._serialized_end=2438
+  _globals['_READFILEREQUEST_FILE']._serialized_start=2386
+  _globals['_READFILEREQUEST_FILE']._serialized_end=2438
+  _globals['_READFILERESPONSE']._serialized_start=2440
+  _globals['_READFILERESPONSE']._serialized_end=2472
+  _globals['_CANCELJOBREQUEST']._serialized_start=2474
+  _globals['_CANCELJOBREQUEST']._serialized_end=2533
+  _globals['_PAUSEJOBREQUEST']._serialized_start=2535
+  _globals['_PAUSEJOBREQUEST']._serialized_end=2593
+  _globals['_RESUMEJOBREQUEST']._serialized_start=2595
+  _globals['_RESUMEJOBREQUEST']._serialized_end=2654
+  _globals['_DELETEJOBREQUEST']._serialized_start=2656
+  _globals['_DELETEJOBREQUEST']._serialized_end=2715
+  _globals['_BATCHSERVICE']._serialized_start=2718
+  _globals['_BATCHSERVICE']._serialized_end=3594
 # @@protoc_insertion_point(module_scope)

@@ -284,10 +284,15 @@ class SubmitJobRequest(_message.Message):
     JOB_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     INPUT_FIELD_NUMBER: _builtins.int
+    INPUT_URI_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """First message only: a name for this attempt, so that it can be repeated safely. A UUID is a good one."""
     input: _builtins.bytes
     """The next piece of the input, in JSON lines."""
+    input_uri: _builtins.str
+    """First message only, and instead of `input`: where the gateway is to fetch it, such as s3://bucket/batch.jsonl. Only
+    below places that the gateway allows; else PERMISSION_DENIED.
+    """
     @_builtins.property
     def job(self) -> Global___Job:
         """First message only. Output-only fields are ignored."""
@@ -298,10 +303,11 @@ class SubmitJobRequest(_message.Message):
         job: Global___Job | None = ...,
         request_id: _builtins.str = ...,
         input: _builtins.bytes = ...,
+        input_uri: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "job", b"job", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "input_uri", b"input_uri", "job", b"job", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
