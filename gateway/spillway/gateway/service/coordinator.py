@@ -125,10 +125,7 @@ class Coordinator:
     async def fetch(self, uri: str, upload: Upload) -> None:
         """Fills an upload from elsewhere. Raises as InputSources.fetch."""
         stopped = threading.Event()
-        try:
-            await to_the_end(self.config.sources.fetch, uri, upload, stopped)
-        finally:
-            stopped.set()
+        await to_the_end(self.config.sources.fetch, uri, upload, stopped, on_cancel=stopped.set)
 
     def admit(self, tenant: str) -> None:
         """Counts a call of a client. Raises ResourceError if the tenant calls too often."""
