@@ -21,9 +21,10 @@ from spillway.gateway.service.errors import (
 )
 from spillway.gateway.service.fetch import InputSources
 from spillway.gateway.service.limits import CallRate, Limits, Usage
-from spillway.gateway.service.served import LeaseRules, ServedJob, State, to_the_end
+from spillway.gateway.service.served import LeaseRules, ServedJob, State
 from spillway.gateway.service.spec import JobRequest, JobSpec, Wish
 from spillway.gateway.service.store import JobStore, Upload
+from spillway.gateway.service.threads import to_the_end
 
 log = logging.getLogger(__name__)
 

@@ -38,6 +38,7 @@ from spillway.gateway.service.pace import Pace, Sample
 from spillway.gateway.service.sealed import SealedResults
 from spillway.gateway.service.spec import End, JobSpec, Outcome, Wish
 from spillway.gateway.service.store import JobFolder
+from spillway.gateway.service.threads import to_the_end
 from spillway.gateway.tail import ResultTail
 
 _log = logging.getLogger(__name__)
@@ -469,21 +470,6 @@ class ServedJob:
 
 class _HurriedError(Exception):
     """Ends slow work early because the gateway stops."""
-
-
-async def to_the_end(call: Callable[..., object], *args: object, on_cancel: Callable[[], None] = lambda: None) -> None:
-    """Runs a call in a thread. Being cancelled waits for its end: what it works on is not pulled away under it.
-
-    `on_cancel` may tell the call to end soon.
-    """
-    work = asyncio.ensure_future(asyncio.to_thread(call, *args))
-    try:
-        await asyncio.shield(work)
-    except asyncio.CancelledError:
-        on_cancel()
-        await asyncio.wait([work])
-        work.cancelled() or work.exception()
-        raise
 
 
 def _checked_body(body: bytes) -> bytes:
