@@ -29,6 +29,7 @@ _START = struct.Struct("<4sIII")
 _CHECKSUMS = struct.Struct("<QQ")
 _HEADER = struct.Struct("<4sIIIQQ")
 _SEARCH_BYTES = 1024 * 1024
+_USUAL_BYTES = 2048  # most payloads are read with their header
 
 
 class RecordKind(IntEnum):
@@ -79,10 +80,14 @@ def encode(record: Record, key: int) -> bytes:
 
 def read_at(descriptor: int, offset: int, key: int) -> Record | None:
     """The record at an offset, or None if what stands there is not a whole one."""
-    header = _decode_header(os.pread(descriptor, HEADER_BYTES, offset), key)
+    start = os.pread(descriptor, HEADER_BYTES + _USUAL_BYTES, offset)
+    header = _decode_header(start, key)
     if header is None:
         return None
-    return _verified(header, os.pread(descriptor, header.payload_bytes, offset + HEADER_BYTES), key)
+    payload = start[HEADER_BYTES : HEADER_BYTES + header.payload_bytes]
+    if len(payload) < header.payload_bytes:
+        payload += os.pread(descriptor, header.payload_bytes - len(payload), offset + HEADER_BYTES + len(payload))
+    return _verified(header, payload, key)
 
 
 def scan(file: BinaryIO, start: int, key: int) -> Iterator[Stretch]:

@@ -281,6 +281,7 @@ class Coordinator:
             if now_s - swept_s > SWEEP_S:
                 swept_s = now_s
                 self._dispatcher.forget_workers(now_s)
+                self._asked_s = {model: at_s for model, at_s in self._asked_s.items() if now_s - at_s < AGENT_SILENCE_S}
                 await self._retire()
 
     async def _retire(self) -> None:

@@ -52,6 +52,8 @@ class Dispatcher:
 
     def grant(self, jobs: Sequence[ServedJob], worker: str, model: str, max_lines: int) -> Grant | None:
         """Lines of one of the jobs, which are those of the model that may run; None if there are none to lease."""
+        if not jobs:
+            return None
         by_tenant: dict[str, list[ServedJob]] = {}
         for job in jobs:
             by_tenant.setdefault(job.spec.tenant, []).append(job)
