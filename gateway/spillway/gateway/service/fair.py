@@ -21,8 +21,8 @@ class FairShare:
 
     def order(self, weights: Mapping[str, float]) -> list[str]:
         """Tenants that have work now, whose turn it is first. `weights` (> 0) are those of all that have work."""
-        staying = [self._times[tenant] for tenant in weights if tenant in self._active]
-        self._now = max(self._now, min(staying, default=self._now))
+        staying = self._active.intersection(weights) or self._active  # all left: the present is where they were
+        self._now = max(self._now, min((self._times[tenant] for tenant in staying), default=self._now))
         for tenant in weights:
             if tenant not in self._active:
                 self._times[tenant] = max(self._times.get(tenant, self._now), self._now)

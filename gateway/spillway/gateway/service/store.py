@@ -161,7 +161,7 @@ class JobStore:
             if loaded is not None:
                 spec, mended = loaded
                 found.specs.append(spec)
-                found.mended += [spec.id] if mended else []
+                found.mended.extend([spec.id] if mended else [])
         return found
 
     def delete(self, job_id: str, input_sha256: str) -> None:

@@ -10,7 +10,8 @@ from grpc.aio import ServicerContext
 from spillway.api.errors import ErrorCode, LineError
 from spillway.api.worker.v1 import worker_pb2, worker_pb2_grpc
 from spillway.gateway.service.convert import job_id
-from spillway.gateway.service.coordinator import Coordinator, Grant
+from spillway.gateway.service.coordinator import Coordinator
+from spillway.gateway.service.dispatch import Grant
 from spillway.gateway.service.errors import InvalidError
 
 MAX_WAIT_S = 60.0
