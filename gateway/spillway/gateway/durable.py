@@ -77,7 +77,12 @@ def read_twice(path: Path, decode: Callable[[bytes], Value]) -> tuple[Value, boo
     """
     torn: ValueError | None = None
     try:
-        return decode(path.read_bytes()), False
+        content = path.read_bytes()
+        value = decode(content)
+        if not copy_of(path).exists() or copy_of(path).read_bytes() != content:  # killed between the two, or torn
+            with replacing(copy_of(path)) as file:
+                file.write(content)
+        return value, False  # noqa: TRY300 — what raises is above
     except FileNotFoundError:
         pass
     except ValueError as error:
