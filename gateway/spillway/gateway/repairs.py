@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+MANIFEST_MENDED = "the manifest was damaged and was taken from its copy"
+
 
 @dataclass(slots=True)
 class LedgerRepairs:
@@ -46,7 +48,7 @@ class JobRepairs:
         """What to tell people; empty if all was whole."""
         said = []
         if self.manifest:
-            said.append("the manifest was damaged and was taken from its copy")
+            said.append(MANIFEST_MENDED)
         if self.table:
             said.append("the table of lines was damaged and was made anew from the input")
         if self.log_lost:

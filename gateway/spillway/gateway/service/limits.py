@@ -83,13 +83,10 @@ class Limits:
     def load(cls, path: Path) -> Limits:
         """Raises LimitsFileError."""
         try:
-            stated = tomllib.loads(path.read_text())
-            default: dict[str, Any] = stated.pop("default", {})
-            tenants: dict[str, dict[str, Any]] = stated.pop("tenant", {})
-            if stated:
-                raise ValueError(f"unknown: {', '.join(stated)}")  # noqa: TRY301 — one sentence for all that is wrong
-            return cls(_limits(default), {name: _limits(default | own) for name, own in tenants.items()})
-        except (OSError, ValueError, TypeError) as error:
+            stated = msgspec.convert(tomllib.loads(path.read_text()), _LimitsFile)
+            own = {name: _limits(stated.default | limits) for name, limits in stated.tenant.items()}
+            return cls(_limits(stated.default), own)
+        except (OSError, ValueError) as error:
             raise LimitsFileError(f"the limits in {path} cannot be used: {error}") from error
 
 
@@ -112,6 +109,11 @@ class CallRate:
             message = f"more than {per_second:g} calls a second"
             raise ResourceError(Reason.RATE_LIMITED, message, "Call less often.", retry_s=wait_s)
         self._buckets[tenant] = (left - 1, now_s)
+
+
+class _LimitsFile(msgspec.Struct, forbid_unknown_fields=True):
+    default: dict[str, Any] = {}
+    tenant: dict[str, dict[str, Any]] = {}
 
 
 def _limits(stated: dict[str, Any]) -> TenantLimits:

@@ -9,6 +9,7 @@ from spillway.api.results import Usage
 from spillway.gateway.job import LOG, MANIFEST, JobCounts
 from spillway.gateway.manifest import Manifest
 from spillway.gateway.paths import JobPaths
+from spillway.gateway.repairs import MANIFEST_MENDED
 from spillway.gateway.seal import seal_again, sealed_files_are_whole
 from spillway.gateway.tail import ResultTail
 
@@ -35,7 +36,7 @@ class SealedResults:
             return nothing
         manifest, torn = loaded
         sealed, log = loaded[0].sealed, paths.directory / LOG
-        mended = ["the manifest was damaged and was taken from its copy"] if torn else []
+        mended = [MANIFEST_MENDED] if torn else []
         trouble = ""
         if not sealed_files_are_whole(paths, sealed):
             try:

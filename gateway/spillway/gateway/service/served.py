@@ -32,6 +32,7 @@ from spillway.gateway.families import Span, beginnings
 from spillway.gateway.job import Job, JobCounts, RequestLine
 from spillway.gateway.manifest import Manifest
 from spillway.gateway.options import JobOptions
+from spillway.gateway.repairs import MANIFEST_MENDED
 from spillway.gateway.service.errors import ConflictError, DamagedError, InvalidError, Reason, ResourceError
 from spillway.gateway.service.leases import GivenUp, Lease, LeaseBook
 from spillway.gateway.service.pace import Pace, Sample
@@ -194,6 +195,8 @@ class ServedJob:
     async def _open(self) -> None:
         try:
             loaded = await asyncio.to_thread(Manifest.load, self._manifest_path)
+            if loaded is not None and loaded[1]:
+                self.mended([MANIFEST_MENDED])
             if loaded is not None and loaded[0].sealed is not None:  # stopped between sealing and saying so
                 await self._finish(_ENDS[self.spec.wish])
                 return
