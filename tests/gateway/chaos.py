@@ -72,7 +72,7 @@ class Ground:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])
-        self.report, self.done = Report(), threading.Event()
+        self.report, self.done, self.accepted = Report(), threading.Event(), threading.Event()
         self.name = ""
         self.gateway = self.start_gateway()
         self.workers = [self.start_worker() for _ in range(plan.workers)]
@@ -94,6 +94,9 @@ class Ground:
             self.workers[number] = self.start_worker()
             self.report.worker_kills += 1
             return
+        if dice.random() < 0.7:  # else it may be killed while it starts
+            self.until_it_listens()
+            time.sleep(dice.uniform(0, 0.5))
         self.gateway.kill()
         self.gateway.wait()
         self.report.gateway_kills += 1
@@ -101,6 +104,13 @@ class Ground:
             self.tear()
         time.sleep(dice.choice([0.0, 0.5]))
         self.gateway = self.start_gateway()
+
+    def until_it_listens(self) -> None:
+        while self.gateway.poll() is None and not self.done.is_set():
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            time.sleep(0.02)
 
     def tear(self) -> None:
         """What a power cut leaves: the end of the log is gone, or is there and was never written."""
@@ -155,6 +165,7 @@ def follow(ground: Ground, content: bytes) -> None:
 
         name = insist(lambda: stub.SubmitJob(messages(), timeout=30)).name
         cursor = ""
+        ground.accepted.set()
         while True:
             job = insist(lambda: stub.GetJob(batch_pb2.GetJobRequest(name=name), timeout=5))
             cursor = read_rows(stub, name, cursor, ground.report)
@@ -183,12 +194,14 @@ def run(plan: Plan, folder: Path) -> Report:
             follow(ground, input_of(plan))
         except BaseException as error:  # noqa: BLE001 — raised again in the caller's thread
             problems.append(error)
+            ground.accepted.set()
             ground.done.set()
 
     started_s = time.monotonic()
     reader = threading.Thread(target=following)
     try:
         reader.start()
+        ground.accepted.wait(120)
         while not ground.done.wait(ground.dice.uniform(*plan.between_kills_s)):
             if ground.report.gateway_kills + ground.report.worker_kills < plan.calm_after_kills:
                 ground.disturb()
