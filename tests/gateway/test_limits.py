@@ -193,11 +193,12 @@ class TestKeeping:
     @run
     async def test_an_input_without_a_job_is_swept_away_at_the_start(self, tmp_path: Path) -> None:
         async with serving(tmp_path) as client:
-            await client.submit(INPUT)
+            name = (await client.submit(INPUT)).name
         (tmp_path / "inputs" / "orphan.jsonl").write_bytes(b"x")
         async with serving(tmp_path) as client:
             assert [path.name for path in (tmp_path / "inputs").iterdir()] != ["orphan.jsonl"]
             assert len(list((tmp_path / "inputs").iterdir())) == 1
+            await client.until(name, State.RUNNING)
             assert await client.work() == 10
 
     def test_jobs_that_ended_are_removed_in_time(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
