@@ -198,6 +198,37 @@ def test_writes_that_redis_forgot_are_written_again(open_node: Open, servers: li
     assert a.stats().writer["resyncs"] >= 1
 
 
+def test_a_generation_given_twice_is_cleaned_twice(open_node: Open, servers: list[RedisServer]) -> None:
+    """Redis goes back to a dump from before the node's present generation: it gets that number again."""
+    a = open_node("a")
+    a.publish("host", CHAIN)
+    assert a.settle(PATIENCE_S)
+    for server in servers:
+        with redis.Redis(port=server.port) as client:
+            client.save()
+    for server in servers:
+        with redis.Redis(port=server.port) as client:
+            for key in client.keys("*:leases"):
+                client.delete(key)
+    eventually(lambda: a.generation == 2)
+    a.withdraw("host", CHAIN[:20])
+    eventually(lambda: a.settle(0.1) and a._writer._cleaner._own_is_clean)
+    for server in servers:
+        server.kill()
+        server.start()
+    eventually(lambda: a.stats().writer["resyncs"] == 2)
+    assert a.generation == 2
+    eventually(lambda: _entries(servers) == 20)
+
+
+def _entries(servers: list[RedisServer]) -> int:
+    total = 0
+    for server in servers:
+        with redis.Redis(port=server.port) as client:
+            total += sum(client.hlen(key) for key in client.keys("*:b:*"))
+    return total
+
+
 @pytest.mark.parametrize("fault", ["frozen", "killed"])
 def test_without_redis_own_blocks_are_found_and_others_are_misses(
     open_node: Open, servers: list[RedisServer], fault: str
@@ -258,7 +289,9 @@ def test_who_is_long_dead_is_forgotten_and_numbers_are_not_used_again(
     open_node: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("spillway.kvstore.index.redis_cleaner._FORGET_S", 0.0)
-    a, b = open_node("a"), open_node("b")
+    a = open_node("a")
+    assert a.settle(PATIENCE_S), "so that its number is the first"
+    b = open_node("b")
     a.publish("host", CHAIN)
     assert a.settle(PATIENCE_S)
     a.close()

@@ -56,6 +56,12 @@ class MemoryIndex(BlockIndex):
                 return count
         return len(blocks)
 
+    def absent(self, blocks: Sequence[BlockHash], among: Collection[str]) -> list[int]:
+        """Positions of the ``blocks`` that are in no tier named in ``among``."""
+        mask = sum(self._bit_of.get(tier, 0) for tier in set(among))
+        bits = self._bits
+        return [position for position, block in enumerate(blocks) if not bits.get(block, 0) & mask]
+
     def snapshot(self, tier: str) -> frozenset[BlockHash]:
         """See `BlockIndex.snapshot`."""
         mask = self._bit_of.get(tier, 0)

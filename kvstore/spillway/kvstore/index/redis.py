@@ -59,7 +59,7 @@ class RedisIndex(BlockIndex):
         """See `BlockIndex.longest_prefix`. One round trip at most, and none if all blocks are here."""
         if PEER not in among:
             return self._own.longest_prefix(blocks, among)
-        absent = [position for position, block in enumerate(blocks) if not self._own.longest_prefix((block,), among)]
+        absent = self._own.absent(blocks, among)
         found = self._leading([blocks[position] for position in absent])
         return next((position for position in absent if not found.get(blocks[position])), len(blocks))
 
@@ -124,13 +124,14 @@ class RedisIndex(BlockIndex):
     def _ask(self, blocks: Sequence[BlockHash], *, past_gaps: bool) -> dict[BlockHash, _Places]:
         """One round trip. Without an answer, and behind a gap that was not to be passed, nothing is known."""
         self._tally("misses", len(blocks))
-        keys = [self._keys.of("leases"), *(self._keys.of("b", self._keys.bucket(block)) for block in blocks)]
+        keys = [self._keys.of("leases"), *self._keys.buckets_of(blocks)]
         answer = self._calls.script(LOOK_UP, keys, [self._writer.number, int(past_gaps), *blocks])
         if answer is None:
             return {}
         found, alive = answer
         nodes = {int(alive[i]): alive[i + 1].decode().split("|") for i in range(0, len(alive), 2)}
-        fresh = dict(zip(blocks, [*(self._places(entry, nodes) for entry in found), ()], strict=False))
+        places = {entry: self._places(entry, nodes) for entry in set(found)}  # few differ: blocks come by the chain
+        fresh = dict(zip(blocks, [*(places[entry] for entry in found), ()], strict=False))
         self._remember(fresh)
         return fresh
 

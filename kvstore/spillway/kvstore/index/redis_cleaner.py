@@ -32,14 +32,18 @@ class Cleaner:
         self._counts = counts
         self._cursor = 0
         self._scanned: list[int] = []
-        self._cleaned_generation = 1
-        """The first generation of a name has none before it; set when a pass over the reverse set is complete."""
+        self._own_is_clean = False
+
+    def begin(self, generation: int) -> None:
+        """This node has a new lease. Redis may have gone back in time, so that even its number was there before."""
+        self._own_is_clean = generation == 1  # the first of a name has none before it
+        self._cursor, self._scanned = 0, []
 
     def turn(self, number: int, generation: int) -> float:
         """Clean a few buckets for the node with this lease; how many seconds until the next turn."""
         if not self._calls.script(CLEANER, [self._keys.of("cleaner")], [number, int(_BUSY_S * 1000)]):
             return _BUSY_S
-        if self._cleaned_generation != generation:
+        if not self._own_is_clean:
             self._clean_own(number, generation)
             return _PAUSE_S
         for dead, its_generation in self._dead(number):
@@ -77,7 +81,7 @@ class Cleaner:
         if not self._clean(number, generation, buckets, dead=False):
             self._cursor, self._scanned = 0, []
         elif not self._cursor and not self._scanned:
-            self._cleaned_generation = generation
+            self._own_is_clean = True
 
     def _clean(self, number: int, generation: int, buckets: list[int], *, dead: bool) -> bool:
         """False if Redis did not answer, or the node has another lease by now."""

@@ -17,6 +17,7 @@ Time is Redis's own, so a node whose clock jumps keeps and loses its lease like 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 _NOW = "local t = redis.call('TIME'); local now = t[1] * 1000 + math.floor(t[2] / 1000)\n"
@@ -93,24 +94,29 @@ block: its hash, tiers as bits (0 takes it out), bucket number. Writes after thi
 LOOK_UP = (
     _NOW
     + """
-local leases, out = {}, {}
+local call, leases, known, out = redis.call, {}, {}, {}
 for i = 2, #KEYS do
-  local found, places = '', redis.call('HGET', KEYS[i], ARGV[i + 1]) or ''
-  for p = 1, #places, 12 do
-    local n, g, bits = struct.unpack('>I4I4I4', places, p)
-    if n ~= tonumber(ARGV[1]) then
-      local lease = leases[n]
-      if lease == nil then
-        local text = redis.call('HGET', KEYS[1], n)
-        lease = {0}
-        if text then
-          local generation, ends = string.match(text, '^(%d+)|(%d+)|')
-          if tonumber(ends) > now then lease = {tonumber(generation), text} end
+  local places = call('HGET', KEYS[i], ARGV[i + 1]) or ''
+  local found = known[places]
+  if found == nil then
+    found = ''
+    for p = 1, #places, 12 do
+      local n, g, bits = struct.unpack('>I4I4I4', places, p)
+      if n ~= tonumber(ARGV[1]) then
+        local lease = leases[n]
+        if lease == nil then
+          local text = call('HGET', KEYS[1], n)
+          lease = {0}
+          if text then
+            local generation, ends = string.match(text, '^(%d+)|(%d+)|')
+            if tonumber(ends) > now then lease = {tonumber(generation), text} end
+          end
+          leases[n] = lease
         end
-        leases[n] = lease
+        if lease[1] == g then found = found .. string.sub(places, p, p + 11) end
       end
-      if lease[1] == g then found = found .. string.sub(places, p, p + 11) end
     end
+    known[places] = found
   end
   if found == '' and ARGV[2] == '0' then break end
   out[#out + 1] = found
@@ -197,6 +203,11 @@ class Keys:
         """One key."""
         tag = f"{self.prefix}:v1:{self.buckets}:{self.namespace}"
         return ":".join((f"{{{tag}}}", *(str(part) for part in parts)))
+
+    def buckets_of(self, blocks: Sequence[bytes]) -> list[str]:
+        """The key of each block's bucket."""
+        start = self.of("b", "")
+        return [f"{start}{self.bucket(block)}" for block in blocks]
 
     def bucket(self, block: bytes) -> int:
         """Which bucket ``block`` belongs into: hashes are even already."""

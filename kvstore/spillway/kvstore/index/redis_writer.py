@@ -139,6 +139,7 @@ class Writer:
             return False
         with self._changed:
             self.number, self.generation, self._writes = number, generation, 0
+            self._cleaner.begin(generation)
             # What is here now is published whole; what changes meanwhile comes into the set too.
             self._overflowed = False
             for tier in self._tiers:
