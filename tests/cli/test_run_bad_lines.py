@@ -52,6 +52,7 @@ def test_bad_lines_are_coded_and_the_rest_runs(model: Path, tmp_path: Path) -> N
     _, report = run_batch(model, source, tmp_path / "out.jsonl", device_kv_bytes=24 * 12288)
     assert report["lines"]["succeeded"] == 2
     assert report["lines"]["failed"] == len(CASES)
+    assert report["lines"]["done_before"] == 0
     texts = {name: body["choices"] for name, body in bodies(tmp_path / "out.jsonl").items()}
     assert texts == {name: body["choices"] for name, body in bodies(tmp_path / "alone.jsonl").items()}
     assert alone

@@ -85,9 +85,9 @@ def run(options: RunOptions) -> int:
                 f"see {job.paths.output}"
             )
             return 0
+        state = f"{counts.completed} already done, " if job.resumed else ""
         console.print(
-            f"spillway: {counts.total} lines, {counts.failed} refused at the door, "
-            f"{counts.completed} already done; loading {options.model} as {dtype}"
+            f"spillway: {counts.total} lines, {state}{counts.failed} refused; loading {options.model} as {dtype}"
         )
         if counts.pending:
             return _run_job(options, checkpoint, digest, dtype, job, console)
@@ -120,7 +120,9 @@ def _run_job(options: RunOptions, checkpoint: Checkpoint, digest: str, dtype: st
         model=options.model,
         dtype=dtype,
         device=config.device,
-        lines=LineCounts(counts.total, counts.completed, counts.failed, before.completed + before.failed),
+        lines=LineCounts(
+            counts.total, counts.completed, counts.failed, before.completed + before.failed if job.resumed else 0
+        ),
         load_s=load_s,
         run_s=run_s,
         prompt_tokens=tally.prompt_tokens,

@@ -113,10 +113,12 @@ class Job:
     `complete` and `fail` may be called from any thread; all else from one. Use it as a context manager, or `close` it.
     """
 
-    def __init__(self, paths: JobPaths, begun: _Begun, lock: JobLock, source: InputFile) -> None:
+    def __init__(self, paths: JobPaths, begun: _Begun, lock: JobLock, source: InputFile, *, resumed: bool) -> None:
         """For `Job.open`."""
         manifest = begun.manifest
         self.paths = paths
+        self.resumed = resumed
+        """Whether an earlier run began it."""
         self.digest = manifest.digest()
         self._manifest, self._lock, self._source = manifest, lock, source
         self._under_way: dict[int, _LineName] = {}
@@ -152,10 +154,9 @@ class Job:
             source.close()
             raise
         try:
-            begun = None if options.restart else _resumable(paths, source, options, progress)
-            if begun is None:
-                begun = _begin(paths, source, options, progress)
-            return cls(paths, begun, lock, source)
+            former = None if options.restart else _resumable(paths, source, options, progress)
+            begun = former or _begin(paths, source, options, progress)
+            return cls(paths, begun, lock, source, resumed=former is not None)
         except BaseException:
             source.close()
             lock.release(remove_if_unused=True)
