@@ -136,8 +136,12 @@ def size(
 def serve(
     jobs_dir: Annotated[Path, typer.Option(help="Where jobs and their results are kept.")],
     listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where gRPC is served.")] = "127.0.0.1:7400",
+    http: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Also serve HTTP here: OpenAI's files and batches, /metrics, a page."),
+    ] = None,
     tokens: Annotated[
-        Path | None, typer.Option(help="Who may call: a line per token, SHA256 TENANT client|agent.")
+        Path | None, typer.Option(help="Who may call: a line per token, SHA256 TENANT client|agent|monitor.")
     ] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
@@ -179,7 +183,7 @@ def serve(
         sources=InputSources(tuple(input_source or ())),
         retention_s=None if retention is None else duration_s(retention),
     )
-    serve_jobs(ServeOptions(config, listen, tokens, tls_cert, tls_key, tls_client_ca, insecure))
+    serve_jobs(ServeOptions(config, listen, tokens, tls_cert, tls_key, tls_client_ca, insecure, http))
 
 
 app.command()(agent)

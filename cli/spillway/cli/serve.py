@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import logging
 import signal
@@ -10,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from spillway.api.errors import SpillwayError
+from spillway.gateway.http.door import DoorConfig, door
+from spillway.gateway.http.metrics import GatewayMetrics
 from spillway.gateway.service.access import Access
 from spillway.gateway.service.coordinator import ServiceConfig
 from spillway.gateway.service.server import Tls, gateway
@@ -30,6 +33,7 @@ class ServeOptions:
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
     insecure: bool = field(default=False)
+    http: str | None = None
 
     def tls(self) -> Tls | None:
         """Raises ServeError unless certificate and key are given together."""
@@ -42,11 +46,12 @@ class ServeOptions:
     def check_exposure(self) -> None:
         """Raises ServeError if others on the network could get in without a token, or listen in."""
         safe = self.tls_cert is not None and self.tokens is not None
-        if not (safe or self.insecure or is_loopback(self.listen)):
-            raise ServeError(
-                f"{self.listen} can be reached from other machines, and needs tokens and TLS",
-                "Give --tokens, --tls-cert and --tls-key; or --insecure if the network keeps others out.",
-            )
+        for address in (self.listen, self.http):
+            if not (safe or self.insecure or address is None or is_loopback(address)):
+                raise ServeError(
+                    f"{address} can be reached from other machines, and needs tokens and TLS",
+                    "Give --tokens, --tls-cert and --tls-key; or --insecure if the network keeps others out.",
+                )
 
 
 def is_loopback(address: str) -> bool:
@@ -71,10 +76,18 @@ async def _serve(options: ServeOptions) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     access = Access() if options.tokens is None else Access.load(options.tokens)
+    metrics, tls = GatewayMetrics(), options.tls()
     try:
-        async with gateway(options.service, options.listen, access, options.tls()) as served:
-            host = options.listen.rpartition(":")[0]
-            print(f"spillway: serving on {host}:{served.port}", flush=True)
+        async with contextlib.AsyncExitStack() as stack:
+            served = await stack.enter_async_context(gateway(options.service, options.listen, access, tls, metrics))
+            http_port = 0
+            if options.http is not None:
+                config = DoorConfig(options.http, access, tls)
+                http_port = await stack.enter_async_context(door(config, served.coordinator, metrics))
+            print(f"spillway: serving on {options.listen.rpartition(':')[0]}:{served.port}", flush=True)
+            if options.http is not None:
+                scheme = "http" if tls is None else "https"
+                print(f"spillway: {scheme}://{options.http.rpartition(':')[0]}:{http_port}", flush=True)
             await stopped.wait()
             print("spillway: stopping", flush=True)
     except OSError as error:

@@ -20,8 +20,9 @@ import numpy.typing as npt
 import xxhash
 
 from spillway.api.errors import ErrorCode, InputError, LineError, StorageError
-from spillway.api.lines import BatchLine, line_too_long, parse_line
+from spillway.api.lines import BatchLine
 from spillway.gateway.families import LEVELS, families
+from spillway.gateway.options import LineRules
 from spillway.gateway.order import PrefixOrder, most_tokens, prompt_bytes
 from spillway.gateway.reader import InputFile, Progress, RawLine
 from spillway.gateway.records import Record, RecordKind, encode, file_header
@@ -39,7 +40,7 @@ class Intake:
 
 
 def take_in(
-    source: InputFile, log_path: Path, log_key: int, max_line_bytes: int, progress: Progress | None = None
+    source: InputFile, log_path: Path, log_key: int, rules: LineRules, progress: Progress | None = None
 ) -> Intake:
     """Checks every line, writes the errors into a new ledger at `log_path`, and orders the rest by shared prefix.
 
@@ -50,8 +51,8 @@ def take_in(
             log.write(file_header(log_key))
             collected = _Collector(log, log_key, scratch)
             digest = hashlib.sha256()
-            for raw in source.lines(max_line_bytes, digest, progress):
-                collected.add(raw, _check(raw, max_line_bytes))
+            for raw in source.lines(rules.max_bytes, digest, progress):
+                collected.add(raw, rules.check(raw.content, raw.number))
             table = collected.table(source)
             log.flush()
             os.fsync(log.fileno())
@@ -74,26 +75,19 @@ def decode_error(payload: bytes) -> LineError:
     return msgspec.json.decode(payload, type=LineError)
 
 
-def refusal(source: InputFile, line: np.void, max_line_bytes: int) -> LineError:
+def refusal(source: InputFile, line: np.void, rules: LineRules) -> LineError:
     """Why a line of the table does not run: what is wrong with it alone, else that it repeats a custom_id.
 
     Raises InputChangedError.
     """
     number, length = int(line["number"]), int(line["length"])
-    if length == 0:
-        return line_too_long(number, max_line_bytes)
-    checked = parse_line(source.read_line(int(line["offset"]), length), number, max_line_bytes)
+    raw = source.read_line(int(line["offset"]), length) if length else None
+    checked = rules.check(raw, number)
     if isinstance(checked, LineError):
         return checked
     return LineError(
         ErrorCode.DUPLICATE_CUSTOM_ID, "an earlier line has this custom_id", number, "custom_id", checked.custom_id
     )
-
-
-def _check(raw: RawLine, max_line_bytes: int) -> BatchLine | LineError:
-    if raw.content is None:
-        return line_too_long(raw.number, max_line_bytes)
-    return parse_line(raw.content, raw.number, max_line_bytes)
 
 
 class _Collector:
@@ -134,7 +128,7 @@ class _Collector:
         for index in self._repeated_names():
             if valid[index]:
                 valid[index] = False
-                self._write_error(int(index), refusal(source, lines[index], MAX_LINES))
+                self._write_error(int(index), refusal(source, lines[index], LineRules(MAX_LINES)))
         numbers = self._order.order()
         numbers = numbers[valid[runnable[numbers]]]
         return LineTable(

@@ -41,7 +41,7 @@ from spillway.gateway.families import Span, find
 from spillway.gateway.intake import decode_error, encode_error, refusal, take_in
 from spillway.gateway.ledger import Ledger
 from spillway.gateway.manifest import VERSION, InputRecord, Manifest, SealedRecord, differences
-from spillway.gateway.options import JobOptions
+from spillway.gateway.options import JobOptions, LineRules
 from spillway.gateway.paths import JobLock, JobPaths
 from spillway.gateway.reader import InputFile, Progress
 from spillway.gateway.records import FILE_HEADER_BYTES, Record, RecordKind
@@ -353,7 +353,7 @@ class Job:
         lost = self._ledger.undone()
         lost[self._table.order] = False
         for index in np.flatnonzero(lost):
-            error = refusal(self._source, self._table.lines[index], _max_line_bytes(self._manifest))
+            error = refusal(self._source, self._table.lines[index], LineRules.named(self._manifest.options))
             self._ledger.append(Record(int(index), RecordKind.ERROR, encode_error(error)))
             self._restored_errors += 1
             codes[str(error.code)] += 1
@@ -411,7 +411,7 @@ def _with_table(paths: JobPaths, source: InputFile, manifest: Manifest, mended: 
     if damaged or len(table.lines) != manifest.num_lines:
         scratch = paths.directory / f"{LOG}.scratch"  # intake writes its errors, which the log has already
         try:
-            table, damaged = take_in(source, scratch, manifest.log_key, _max_line_bytes(manifest)).table, True
+            table, damaged = take_in(source, scratch, manifest.log_key, LineRules.named(manifest.options)).table, True
         finally:
             scratch.unlink(missing_ok=True)
         table.save(paths.directory / TABLE)
@@ -441,7 +441,7 @@ def _begin(paths: JobPaths, source: InputFile, options: JobOptions, progress: Pr
     _drop_working_files(paths)
     log_key = secrets.randbits(64)
     try:
-        intake = take_in(source, paths.directory / LOG, log_key, options.max_line_bytes, progress)
+        intake = take_in(source, paths.directory / LOG, log_key, options.rules, progress)
     except BaseException:
         _drop_working_files(paths)
         raise
@@ -456,10 +456,6 @@ def _begin(paths: JobPaths, source: InputFile, options: JobOptions, progress: Pr
     )
     manifest.save(paths.directory / MANIFEST)
     return _Begun(manifest, LineTable.load(paths.directory / TABLE))
-
-
-def _max_line_bytes(manifest: Manifest) -> int:
-    return int(manifest.options["max_line_bytes"] or 0)
 
 
 def _drop_working_files(paths: JobPaths) -> None:

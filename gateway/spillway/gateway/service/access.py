@@ -1,8 +1,8 @@
 """Who calls: bearer tokens, kept hashed in a file, each of one tenant and for one kind of caller.
 
 The file has a line per token: `SHA256 TENANT KIND`, with the SHA-256 of the token in hex, and `client` (submits jobs,
-sees its tenant's) or `agent` (leases lines of all tenants) as kind. `#` begins a comment. Tokens are random and long,
-so a plain hash is enough; whoever reads the file cannot use it.
+sees its tenant's), `agent` (leases lines of all tenants) or `monitor` (sees figures of all tenants, no lines) as kind.
+`#` begins a comment. Tokens are random and long, so a plain hash is enough; whoever reads the file cannot use it.
 
 The file is read again when it changes, so that tokens come and go without a restart. While it cannot be understood the
 former tokens stay in force, and the log says so.
@@ -23,7 +23,7 @@ from spillway.api.errors import SpillwayError
 from spillway.gateway.service.errors import ForbiddenError, UnauthenticatedError
 
 DEFAULT_TENANT = "default"
-_LINE = re.compile(r"([0-9a-f]{64})\s+([A-Za-z0-9][A-Za-z0-9._-]{0,62})\s+(client|agent)")
+_LINE = re.compile(r"([0-9a-f]{64})\s+([A-Za-z0-9][A-Za-z0-9._-]{0,62})\s+(client|agent|monitor)")
 
 
 log = logging.getLogger(__name__)
@@ -34,10 +34,11 @@ _Stamp = tuple[int, int, int]
 
 
 class Kind(StrEnum):
-    """What a caller may do: a client works with jobs of its tenant, an agent with lines of all."""
+    """What a caller may do: a client works with jobs of its tenant, an agent with lines of all, a monitor looks on."""
 
     CLIENT = "client"
     AGENT = "agent"
+    MONITOR = "monitor"
 
 
 class TokenFileError(SpillwayError):
@@ -51,10 +52,10 @@ class Caller:
     tenant: str = DEFAULT_TENANT
     kind: Kind | None = None
 
-    def need(self, kind: Kind) -> None:
+    def need(self, *kinds: Kind) -> None:
         """Raises ForbiddenError if the caller is of another kind."""
-        if self.kind not in (None, kind):
-            raise ForbiddenError(f"this takes the token of a {kind}; yours is of a {self.kind}")
+        if self.kind not in (None, *kinds):
+            raise ForbiddenError(f"this takes the token of a {' or '.join(kinds)}; yours is of a {self.kind}")
 
 
 @dataclass(slots=True)
@@ -125,6 +126,6 @@ def _read_tokens(path: Path) -> dict[str, Caller]:
             tokens[match[1]] = Caller(match[2], Kind(match[3]))
         elif stated:
             raise TokenFileError(
-                f"line {number} of {path} is no token", "Each line is: SHA256-of-token TENANT client|agent."
+                f"line {number} of {path} is no token", "Each line is: SHA256-of-token TENANT client|agent|monitor."
             )
     return tokens

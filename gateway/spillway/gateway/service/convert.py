@@ -12,6 +12,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from spillway.api.batch.v1 import batch_pb2
+from spillway.api.worker.v1 import worker_pb2
 from spillway.gateway.service.coordinator import Coordinator
 from spillway.gateway.service.errors import (
     AlreadyExistsError,
@@ -25,9 +26,11 @@ from spillway.gateway.service.errors import (
     ServiceError,
     UnauthenticatedError,
 )
+from spillway.gateway.service.fleet import AgentStatus, TierStatus
 from spillway.gateway.service.served import ServedJob, State
 from spillway.gateway.service.spec import MAX_TIME_S, JobRequest
 
+MAX_TIERS = 8
 ERROR_DOMAIN = "spillway.dev"
 _NAME = re.compile(r"jobs/([0-9a-f]{1,64})")
 _CODES = {
@@ -105,12 +108,35 @@ def job_message(job: ServedJob, coordinator: Coordinator) -> batch_pb2.Job:
     return message
 
 
+def agent_status(request: worker_pb2.LeaseRequest | worker_pb2.RenewRequest) -> AgentStatus | None:
+    """What an agent tells of itself beside a call; None if nothing. Names beyond the first `MAX_TIERS` are left out."""
+    if not request.HasField("status"):
+        return None
+    told = request.status
+    return AgentStatus(
+        told.pool_blocks,
+        told.pool_used_blocks,
+        told.pool_cached_blocks,
+        told.prompt_tokens,
+        told.reused_tokens,
+        told.generated_tokens,
+        {
+            tier.name[:32]: TierStatus(tier.bytes, tier.budget_bytes, tier.hits, tier.misses)
+            for tier in told.tiers[:MAX_TIERS]
+        },
+    )
+
+
+def code(error: ServiceError) -> code_pb2.Code:
+    """The canonical code of a refusal."""
+    if error.reason in _EXHAUSTED:
+        return code_pb2.RESOURCE_EXHAUSTED
+    return next(_CODES[kind] for kind in type(error).__mro__ if kind in _CODES)
+
+
 def status(error: ServiceError) -> grpc.Status:
     """What a refusal looks like on the wire: code, message, reason, and the hint for people."""
-    code = _CODES[type(error)]
-    if error.reason in _EXHAUSTED:
-        code = code_pb2.RESOURCE_EXHAUSTED
-    message = status_pb2.Status(code=code, message=str(error))
+    message = status_pb2.Status(code=code(error), message=str(error))
     message.details.add().Pack(error_details_pb2.ErrorInfo(reason=str(error.reason), domain=ERROR_DOMAIN))
     if isinstance(error, ResourceError) and error.retry_s is not None:
         wait = error_details_pb2.RetryInfo()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from spillway.api.errors import LineError
+from spillway.gateway.service.counts import ServiceCounts
 from spillway.gateway.service.dispatch import Dispatcher, Grant
 from spillway.gateway.service.errors import (
     AlreadyExistsError,
@@ -20,10 +21,11 @@ from spillway.gateway.service.errors import (
     Reason,
 )
 from spillway.gateway.service.fetch import InputSources
+from spillway.gateway.service.fleet import Fleet
 from spillway.gateway.service.limits import CallRate, Limits, Usage
 from spillway.gateway.service.served import LeaseRules, ServedJob, State
 from spillway.gateway.service.spec import JobRequest, JobSpec, Wish
-from spillway.gateway.service.store import JobStore, Upload
+from spillway.gateway.service.store import JobStore, LinkedInput, StoredInput, Upload
 from spillway.gateway.service.threads import to_the_end
 
 log = logging.getLogger(__name__)
@@ -69,6 +71,8 @@ class Coordinator:
         self._ticker: asyncio.Task[None] | None = None
         self._work = asyncio.Event()  # set when there may be new lines to lease; a new one takes its place
         self._asked_s: dict[str, float] = {}  # by model: when an agent last asked for lines
+        self.fleet = Fleet()
+        self.counts = ServiceCounts()
         self._dispatcher = Dispatcher(lambda tenant: config.limits.of(tenant).weight)
         self._rate = CallRate()
         self._storing = asyncio.Lock()  # jobs come into being and go one at a time
@@ -105,8 +109,20 @@ class Coordinator:
         """Begins an upload; to be closed, whatever comes of it."""
         return self._store.upload(self.config.max_input_bytes)
 
-    async def submit(self, tenant: str, request: JobRequest, upload: Upload) -> ServedJob:
-        """Makes a job of a finished upload, or finds the one that an earlier attempt made of the same.
+    def link(self, content: StoredInput) -> LinkedInput:
+        """Begins a job from content that is in the data directory already; to be closed, whatever comes of it.
+
+        Raises NotFoundError, ResourceError.
+        """
+        return self._store.link(content)
+
+    async def unlinked(self, sha256: str) -> None:
+        """Content outside of jobs was removed: what only a job that is gone shared with it goes, too."""
+        async with self._storing:
+            self._store.release(sha256)
+
+    async def submit(self, tenant: str, request: JobRequest, upload: Upload | LinkedInput) -> ServedJob:
+        """Makes a job of an upload or a link, or finds the one that an earlier attempt made of the same.
 
         Raises InvalidError, AlreadyExistsError if the request_id was used for something else, ResourceError if a quota
         of the tenant or the disk is full.
@@ -121,6 +137,8 @@ class Coordinator:
                 return self._same(self._jobs[known], spec)
             self.config.limits.of(tenant).check(self.usage(tenant), new)
             await to_the_end(self._store.adopt, upload, spec)
+            self.counts.jobs_submitted += 1
+            self.counts.input_bytes += spec.input_bytes
             return self._serve(spec)
 
     async def fetch(self, uri: str, upload: Upload) -> None:
@@ -144,6 +162,15 @@ class Coordinator:
         if job is None or tenant not in (None, job.spec.tenant):
             raise NotFoundError(Reason.JOB_NOT_FOUND, f"there is no job {job_id[:100]}")
         return job
+
+    def named(self, tenant: str, request_id: str) -> ServedJob | None:
+        """The job that an earlier attempt under this request_id made."""
+        job_id = self._by_request_id.get((tenant, request_id))
+        return None if job_id is None else self._jobs[job_id]
+
+    def jobs(self, tenant: str | None = None) -> list[ServedJob]:
+        """All jobs of a tenant, or of all tenants, in no order."""
+        return [job for job in self._jobs.values() if tenant in (None, job.spec.tenant)]
 
     def page(self, tenant: str, size: int, before: str) -> tuple[list[ServedJob], str]:
         """A tenant's jobs, newest first, older than the id `before` (empty: all); and `before` of the next page."""
@@ -188,6 +215,9 @@ class Coordinator:
         while True:
             self._asked_s[model] = time.monotonic()
             grant = self._grant(worker, model, max_lines)
+            if grant is not None:
+                self.counts.leases_granted += 1
+                self.counts.lines_leased += len(grant.lines)
             left_s = deadline_s - time.monotonic()
             if grant is not None or left_s <= 0:
                 return grant
@@ -205,6 +235,7 @@ class Coordinator:
         job = self.get(job_id)
         before = job.tokens().completion_tokens
         accepted = job.complete(results)
+        self.counts.lines_completed += accepted
         if accepted:
             self._dispatcher.charge(job, job.tokens().completion_tokens - before)
         return accepted
@@ -212,7 +243,10 @@ class Coordinator:
     def fail(self, job_id: str, lease_id: str, failures: list[tuple[int, LineError, bool]]) -> int:
         """Notes failures (line, error, whether to try again); returns how many counted. Raises as `complete`."""
         job = self.get(job_id)
-        return sum(job.fail(lease_id, error, index, retryable=retryable) for index, error, retryable in failures)
+        before = job.counts().failed
+        counted = sum(job.fail(lease_id, error, index, retryable=retryable) for index, error, retryable in failures)
+        self.counts.lines_failed += job.counts().failed - before
+        return counted
 
     def give_back(self, lease_ids: list[str]) -> None:
         """Takes back lines unfinished."""
@@ -222,7 +256,7 @@ class Coordinator:
 
     def _serve(self, spec: JobSpec) -> ServedJob:
         folder = self._store.folder(spec.id)
-        job = ServedJob(spec, folder, self.config.leases, self._announce_work)
+        job = ServedJob(spec, folder, self.config.leases, self._announce_work, self.counts)
         self._jobs[spec.id] = job
         if spec.request.request_id:
             self._by_request_id[spec.tenant, spec.request.request_id] = spec.id
@@ -276,6 +310,7 @@ class Coordinator:
         while True:
             await asyncio.sleep(TICK_S)
             now_s = time.monotonic()
+            self.fleet.tick(now_s)
             for job in self._live():
                 job.tick(now_s)
             if now_s - swept_s > SWEEP_S:

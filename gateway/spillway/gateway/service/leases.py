@@ -75,6 +75,11 @@ class LeaseBook:
         return len(self._holder)
 
     @property
+    def num_leases(self) -> int:
+        """Leases that hold lines."""
+        return len(self._leases)
+
+    @property
     def has_free(self) -> bool:
         """Whether there may be lines to lease: if not, there are none."""
         return bool(self._returned) or self._cursor < len(self._order)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 from google.protobuf.message import DecodeError
+from google.rpc import code_pb2
 
 from spillway.gateway.service.access import Access, Caller, Kind
-from spillway.gateway.service.convert import status
+from spillway.gateway.service.convert import code, status
 from spillway.gateway.service.errors import InvalidError, ServiceError
 
 log = logging.getLogger(__name__)
@@ -27,14 +29,31 @@ def tenant() -> str:
     return _caller.get().tenant
 
 
+class Observer(Protocol):
+    """Is told of every call of our services once it is over. `code` is that of the status, `OK` included."""
+
+    def answered(self, method: str, code: str, seconds: float) -> None:
+        """A call with one answer. `method` is its name without that of its service."""
+
+    def streamed(self, method: str, code: str) -> None:
+        """A call with a stream of answers; how long it took is a matter of how long the client wanted to listen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Who is asked before each call, and who is told after it."""
+
+    access: Access
+    admit: Callable[[str], None]
+    """Is told the tenant of each client's call; raises ServiceError if it was one too many."""
+    observer: Observer | None = None
+
+
 class RefusalInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps every call of our services: lets in whom `access` knows, for what its kind of caller may do.
+    """Wraps every call of our services: lets in whom `access` knows, for what its kind of caller may do."""
 
-    `admit` is told the tenant of each client's call, and raises ServiceError if it was one too many.
-    """
-
-    def __init__(self, access: Access, admit: Callable[[str], None]) -> None:
-        self._access, self._admit = access, admit
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
 
     async def intercept_service(
         self,
@@ -47,7 +66,7 @@ class RefusalInterceptor(grpc.aio.ServerInterceptor):
         if handler is None or not method.startswith(_OURS):
             return handler
         metadata = dict(handler_call_details.invocation_metadata or ())
-        entry = _Entry(self._access, self._admit, method, metadata.get("authorization"))
+        entry = _Entry(self._watch, method, metadata.get("authorization"), bool(handler.response_streaming))
         codec = _forgiving(handler.request_deserializer), handler.response_serializer
         if handler.unary_unary is not None:
             return grpc.unary_unary_rpc_method_handler(_answering(handler.unary_unary, entry), *codec)
@@ -58,20 +77,28 @@ class RefusalInterceptor(grpc.aio.ServerInterceptor):
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    access: Access
-    admit: Callable[[str], None]
+    watch: Watch
     method: str
     authorization: str | bytes | None
+    streams: bool
 
     def check(self) -> None:
         """Raises UnauthenticatedError, ForbiddenError, ResourceError."""
         header = self.authorization
-        caller = self.access.caller(header if isinstance(header, str) else None)
+        caller = self.watch.access.caller(header if isinstance(header, str) else None)
         kind = _KINDS[self.method.split("/")[1]]
         caller.need(kind)
         if kind is Kind.CLIENT:
-            self.admit(caller.tenant)
+            self.watch.admit(caller.tenant)
         _caller.set(caller)
+
+    def over(self, code: str, began_s: float) -> None:
+        """Tells the observer."""
+        method, observer = self.method.rpartition("/")[2], self.watch.observer
+        if observer is not None and self.streams:
+            observer.streamed(method, code)
+        elif observer is not None:
+            observer.answered(method, code, time.monotonic() - began_s)
 
 
 class _Undecodable:
@@ -119,11 +146,17 @@ def _streaming(call: Any, entry: _Entry) -> Any:
 
 @contextlib.asynccontextmanager
 async def _refusing(context: Any, entry: _Entry) -> AsyncIterator[None]:
+    began_s, ended = time.monotonic(), "CANCELLED"  # unless it comes to an end of its own
     try:
         entry.check()
         yield
+        ended = "OK"
     except ServiceError as error:
+        ended = code_pb2.Code.Name(code(error))
         await context.abort_with_status(status(error))
     except Exception:
+        ended = "INTERNAL"
         log.exception("%s failed by a defect of the gateway", entry.method)
         await context.abort(grpc.StatusCode.INTERNAL, "a defect of the gateway; its log says more")
+    finally:
+        entry.over(ended, began_s)

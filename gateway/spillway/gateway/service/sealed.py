@@ -25,8 +25,8 @@ class SealedResults:
     trouble: str = ""
 
     @classmethod
-    def load(cls, paths: JobPaths) -> SealedResults:
-        """Of the job with these files; all empty if it never came to sealing."""
+    def load(cls, paths: JobPaths, *, discarded: bool = False) -> SealedResults:
+        """Of the job with these files; all empty if it never came to sealing. `discarded`: files may be missing."""
         nothing = cls(JobCounts(0, 0, 0), Usage(0, 0), None)
         try:
             loaded = Manifest.load(paths.directory / MANIFEST)
@@ -38,7 +38,7 @@ class SealedResults:
         sealed, log = loaded[0].sealed, paths.directory / LOG
         mended = [MANIFEST_MENDED] if torn else []
         trouble = ""
-        if not sealed_files_are_whole(paths, sealed):
+        if not discarded and not sealed_files_are_whole(paths, sealed):
             try:
                 seal_again(paths, manifest, sealed, log)
                 mended.append("the sealed files were damaged and were written anew from the log")

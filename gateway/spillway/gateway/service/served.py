@@ -27,12 +27,13 @@ from spillway.api.errors import (
     LineError,
     StorageError,
 )
-from spillway.api.results import Usage, usage_of
+from spillway.api.results import Usage
 from spillway.gateway.families import Span, beginnings
 from spillway.gateway.job import Job, JobCounts, RequestLine
 from spillway.gateway.manifest import Manifest
-from spillway.gateway.options import JobOptions
 from spillway.gateway.repairs import MANIFEST_MENDED
+from spillway.gateway.service.bodies import checked_body
+from spillway.gateway.service.counts import ServiceCounts
 from spillway.gateway.service.errors import ConflictError, DamagedError, InvalidError, Reason, ResourceError
 from spillway.gateway.service.leases import GivenUp, Lease, LeaseBook
 from spillway.gateway.service.pace import Pace, Sample
@@ -86,10 +87,17 @@ class LeaseRules:
 class ServedJob:
     """A job in the service. Methods are for the event loop's thread unless they say otherwise."""
 
-    def __init__(self, spec: JobSpec, folder: JobFolder, rules: LeaseRules, announce: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        spec: JobSpec,
+        folder: JobFolder,
+        rules: LeaseRules,
+        announce: Callable[[], None],
+        counts: ServiceCounts,
+    ) -> None:
         """`announce` is called when there may be lines to hand out that were not there before."""
         self.spec, self.folder = spec, folder
-        self._rules, self._announce = rules, announce
+        self._rules, self._announce, self._service_counts = rules, announce, counts
         self._job: Job | None = None
         self._book: LeaseBook | None = None
         self._ending = False
@@ -123,6 +131,11 @@ class ServedJob:
     def num_leased(self) -> int:
         """Lines that an agent works on."""
         return 0 if self._book is None else self._book.num_leased
+
+    @property
+    def num_leases(self) -> int:
+        """Leases that hold lines of it."""
+        return 0 if self._book is None else self._book.num_leases
 
     def counts(self) -> JobCounts:
         """All zero until intake is done."""
@@ -240,7 +253,7 @@ class ServedJob:
 
     async def _open_in_thread(self) -> Job:
         opening = asyncio.ensure_future(
-            asyncio.to_thread(Job.open, self.folder.paths, self._options(), self._stop_if_hurried)
+            asyncio.to_thread(Job.open, self.folder.paths, self.spec.request.options(), self._stop_if_hurried)
         )
         try:
             return await asyncio.shield(opening)
@@ -287,7 +300,7 @@ class ServedJob:
         self.touch()
 
     def _remember_sealed(self) -> None:
-        self._sealed = SealedResults.load(self.folder.paths)
+        self._sealed = SealedResults.load(self.folder.paths, discarded=self.spec.discarded)
         self._tail, self.trouble = self._sealed.tail, self._sealed.trouble
         self.mended(self._sealed.mended)
 
@@ -349,7 +362,7 @@ class ServedJob:
         Raises InvalidError, before any is kept, if one is for no line of the job or no JSON object; ResourceError if
         they cannot be kept now: the worker should try again.
         """
-        checked = [(self._checked_index(index), _checked_body(body)) for index, body in results]
+        checked = [(self._checked_index(index), checked_body(body)) for index, body in results]
         if self.state.final:
             return 0
         job, book = self._open_job()
@@ -397,9 +410,12 @@ class ServedJob:
             with contextlib.suppress(ResourceError):  # the disk is full: the next tick tries again
                 self.wish(Wish.EXPIRE)
         if self._job is not None and self._book is not None and self._book.num_leased:
-            before = self._book.num_leased
+            before, held, failed = self._book.num_leased, self._book.num_leases, self.counts().failed
             with contextlib.suppress(ResourceError), self._stumbling():
-                self._give_up(self._job, self._book.expire(now_s))
+                given_up = self._book.expire(now_s)
+                self._service_counts.leases_expired += held - self._book.num_leases
+                self._give_up(self._job, given_up)
+                self._service_counts.lines_failed += self.counts().failed - failed
             if self.num_leased != before:
                 self.touch()
                 self._announce()
@@ -419,6 +435,17 @@ class ServedJob:
         if self.trouble:
             raise DamagedError(self.trouble, "Submit the input again.")
         return path if path.exists() else None
+
+    def discard(self, path: Path) -> None:
+        """Removes a sealed file for good, and the log, which has its rows. Raises ConflictError, ResourceError."""
+        if not self.state.final:
+            raise ConflictError(Reason.JOB_NOT_FINAL, f"job {self.spec.id} is {self.state.name.lower()}")
+        try:
+            self._save(msgspec.structs.replace(self.spec, discarded=True))
+            (self.folder.paths.directory / "results.log").unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise ResourceError(Reason.STORAGE, f"the file cannot be removed: {error.strerror}") from error
 
     def mended(self, sentences: Sequence[str]) -> None:
         """Notes what was mended: in the log of the gateway, and for whoever looks at the job."""
@@ -458,9 +485,6 @@ class ServedJob:
             raise InvalidError(f"job {self.spec.id} has no line {index}")
         return index
 
-    def _options(self) -> JobOptions:
-        return JobOptions(model=self.spec.request.model, dtype="as deployed")
-
     @property
     def _manifest_path(self) -> Path:
         return self.folder.paths.directory / "manifest.json"
@@ -473,15 +497,3 @@ class ServedJob:
 
 class _HurriedError(Exception):
     """Ends slow work early because the gateway stops."""
-
-
-def _checked_body(body: bytes) -> bytes:
-    """The body. Raises InvalidError."""
-    try:
-        body.decode("utf-8")  # what a decoder skips it does not check
-        usage_of(body)
-    except (ValueError, RecursionError) as error:
-        raise InvalidError(f"a result is no JSON object: {error}", reason=Reason.BAD_RESULT) from None
-    if b"\n" in body:
-        raise InvalidError("a result must stand on one line", reason=Reason.BAD_RESULT)
-    return body

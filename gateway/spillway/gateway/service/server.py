@@ -16,7 +16,7 @@ from spillway.api.worker.v1 import worker_pb2, worker_pb2_grpc
 from spillway.gateway.service.access import Access
 from spillway.gateway.service.batch_servicer import BatchServicer
 from spillway.gateway.service.coordinator import Coordinator, ServiceConfig
-from spillway.gateway.service.refusals import RefusalInterceptor
+from spillway.gateway.service.refusals import Observer, RefusalInterceptor, Watch
 from spillway.gateway.service.worker_servicer import WorkerServicer
 
 MAX_MESSAGE_BYTES = 64 << 20
@@ -51,7 +51,11 @@ class Gateway:
 
 @contextlib.asynccontextmanager
 async def gateway(
-    config: ServiceConfig, address: str, access: Access | None = None, tls: Tls | None = None
+    config: ServiceConfig,
+    address: str,
+    access: Access | None = None,
+    tls: Tls | None = None,
+    observer: Observer | None = None,
 ) -> AsyncIterator[Gateway]:
     """Serves on "host:port" (port 0: any free one) until the block ends; then finishes calls for up to a second.
 
@@ -60,7 +64,7 @@ async def gateway(
     """
     coordinator = Coordinator(config)
     server = grpc.aio.server(
-        interceptors=[RefusalInterceptor(access or Access(), coordinator.admit)],
+        interceptors=[RefusalInterceptor(Watch(access or Access(), coordinator.admit, observer))],
         options=[("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.so_reuseport", 0)],
     )
     batch_pb2_grpc.add_BatchServiceServicer_to_server(BatchServicer(coordinator), server)

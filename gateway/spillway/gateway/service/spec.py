@@ -11,10 +11,12 @@ import msgspec
 
 from spillway.api.errors import JobCorruptError
 from spillway.gateway.durable import read_twice, write_twice
+from spillway.gateway.options import JobOptions
 from spillway.gateway.service.errors import InvalidError
 
 MAX_LABELS = 16
 MAX_PRIORITY = 100
+MAX_NAME_CHARS = 200
 MAX_TIME_S = 253_402_300_799.0
 """The last second that a google.protobuf.Timestamp can hold."""
 
@@ -37,8 +39,19 @@ class End(StrEnum):
     FAILED = "failed"
 
 
+class BatchOrigin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a job that came through OpenAI's API was made from. `window`: as it was asked for."""
+
+    input_file: str
+    endpoint: str
+    window: str
+
+
 class JobRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The client's part. `deadline_s` is in Unix seconds; `request_id` is empty if the client gave none."""
+    """The client's part. `deadline_s` is in Unix seconds; `request_id` is empty if the client gave none.
+
+    Lines of a job with a `batch` must name its endpoint and the job's model; those of others may name any.
+    """
 
     model: str
     display_name: str = ""
@@ -46,13 +59,19 @@ class JobRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     priority: int = 0
     deadline_s: float | None = None
     request_id: str = ""
+    batch: BatchOrigin | None = None
+
+    def options(self) -> JobOptions:
+        """How its job is opened."""
+        url, model = ("", "") if self.batch is None else (self.batch.endpoint, self.model)
+        return JobOptions(self.model, "as deployed", only_url=url, only_model=model)
 
     def check(self) -> None:
         """Raises InvalidError for what a job cannot be."""
         if not 1 <= len(self.model) <= 256:
             raise InvalidError("model must have 1 to 256 characters")
-        if len(self.display_name) > 200:
-            raise InvalidError("display_name must have at most 200 characters")
+        if len(self.display_name) > MAX_NAME_CHARS:
+            raise InvalidError(f"display_name must have at most {MAX_NAME_CHARS} characters")
         if len(self.labels) > MAX_LABELS:
             raise InvalidError(f"at most {MAX_LABELS} labels")
         if any(not 1 <= len(key) <= 64 or len(value) > 512 for key, value in self.labels.items()):
@@ -86,6 +105,8 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tenant: str = "default"
     wish: Wish = Wish.RUN
     outcome: Outcome | None = None
+    discarded: bool = False
+    """The client had a file of results removed: that it is not there is no damage."""
 
     def save(self, path: Path) -> None:
         """Writes it durably, and a copy beside it."""

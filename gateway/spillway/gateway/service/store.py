@@ -24,7 +24,7 @@ from pathlib import Path
 from spillway.api.errors import JobCorruptError
 from spillway.gateway.durable import remove_twice, sync_directory
 from spillway.gateway.paths import JobLock, JobPaths
-from spillway.gateway.service.errors import Reason, ResourceError
+from spillway.gateway.service.errors import NotFoundError, Reason, ResourceError
 from spillway.gateway.service.spec import JobSpec, new_job_id
 
 log = logging.getLogger(__name__)
@@ -100,6 +100,45 @@ class Upload:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredInput:
+    """Content in the data directory, outside of jobs."""
+
+    path: Path
+    sha256: str
+    size_bytes: int
+    num_lines: int
+
+
+class LinkedInput:
+    """The input of a job to be that is stored already: a second name for it. Used like an `Upload`."""
+
+    def __init__(self, folder: Path, content: StoredInput) -> None:
+        """Raises NotFoundError if the content is gone, ResourceError."""
+        self.id = folder.name
+        self.folder = JobFolder(folder)
+        self.sha256, self.size_bytes, self.num_lines = content.sha256, content.size_bytes, content.num_lines
+        try:
+            folder.mkdir(parents=True)
+            self.folder.paths.input.hardlink_to(content.path)
+        except OSError as error:
+            self.close()
+            if isinstance(error, FileNotFoundError):
+                raise NotFoundError(Reason.FILE_NOT_FOUND, "the input was deleted") from None
+            raise ResourceError(Reason.STORAGE, f"the input cannot be linked: {error.strerror}") from error
+
+    def finish(self) -> None:
+        """Makes the new name durable. Raises ResourceError."""
+        try:
+            sync_directory(self.folder.path)
+        except OSError as error:
+            raise ResourceError(Reason.STORAGE, f"the input cannot be linked: {error.strerror}") from error
+
+    def close(self) -> None:
+        """Takes the name away unless it was adopted by the store."""
+        shutil.rmtree(self.folder.path, ignore_errors=True)
+
+
+@dataclass(frozen=True, slots=True)
 class Loaded:
     """What was found: the jobs, ids of those whose spec was torn and came from its copy, and what could not be read."""
 
@@ -130,7 +169,15 @@ class JobStore:
         """Begins an upload."""
         return Upload(self._incoming / new_job_id(), max_bytes)
 
-    def adopt(self, upload: Upload, spec: JobSpec) -> JobFolder:
+    def link(self, content: StoredInput) -> LinkedInput:
+        """Begins a job from what is stored already. Raises NotFoundError, ResourceError."""
+        return LinkedInput(self._incoming / new_job_id(), content)
+
+    def release(self, sha256: str) -> None:
+        """Removes an input that nothing refers to any more."""
+        _remove_if_unused(self._inputs / f"{sha256}.jsonl")
+
+    def adopt(self, upload: Upload | LinkedInput, spec: JobSpec) -> JobFolder:
         """Makes a job of a finished upload: from the rename on it exists, and survives a power cut.
 
         Raises ResourceError.

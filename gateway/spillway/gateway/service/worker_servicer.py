@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
@@ -9,7 +10,7 @@ from grpc.aio import ServicerContext
 
 from spillway.api.errors import ErrorCode, LineError
 from spillway.api.worker.v1 import worker_pb2, worker_pb2_grpc
-from spillway.gateway.service.convert import job_id
+from spillway.gateway.service.convert import agent_status, job_id
 from spillway.gateway.service.coordinator import Coordinator
 from spillway.gateway.service.dispatch import Grant
 from spillway.gateway.service.errors import InvalidError
@@ -32,10 +33,13 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         wait_s = request.wait.ToMilliseconds() / 1000
         if not 0 <= wait_s <= MAX_WAIT_S:
             raise InvalidError(f"wait must lie in [0 s, {MAX_WAIT_S:.0f} s]")
+        self._coordinator.fleet.hear(request.worker, request.model, agent_status(request), time.monotonic())
         grant = await self._coordinator.lease(request.worker, request.model, request.max_lines, wait_s)
         return worker_pb2.LeaseResponse() if grant is None else self._response(grant)
 
     async def Renew(self, request: worker_pb2.RenewRequest, context: Context) -> worker_pb2.RenewResponse:
+        if request.worker:  # agents of before said nothing of themselves
+            self._coordinator.fleet.hear(request.worker, request.model, agent_status(request), time.monotonic())
         return worker_pb2.RenewResponse(lost_leases=self._coordinator.renew(list(request.leases)))
 
     async def Complete(self, request: worker_pb2.CompleteRequest, context: Context) -> worker_pb2.CompleteResponse:

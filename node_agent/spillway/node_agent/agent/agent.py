@@ -18,10 +18,12 @@ from prometheus_client import CollectorRegistry
 
 from spillway.api.client.target import Target
 from spillway.api.errors import SpillwayError
+from spillway.api.worker.v1.worker_pb2 import AgentStatus
 from spillway.node_agent.agent.desk import Desk
 from spillway.node_agent.agent.health import HealthServer
 from spillway.node_agent.agent.metrics import AgentCollector
 from spillway.node_agent.agent.session import Session
+from spillway.node_agent.agent.status import agent_status
 from spillway.node_agent.agent.wire import Wire
 from spillway.node_agent.agent.worker import Worker, WorkerConfig
 
@@ -96,7 +98,7 @@ class Agent:
         """As run_agent."""
         config = self._config
         self._loop = asyncio.get_running_loop()
-        wire = self._wire = Wire(config.target, config.name or agent_name(), config.model)
+        wire = self._wire = Wire(config.target, config.name or agent_name(), config.model, self._status)
         self._session = Session(wire, self._desk)
         registry = CollectorRegistry()
         registry.register(AgentCollector(self._desk, wire, self._worker))
@@ -160,6 +162,10 @@ class Agent:
         await asyncio.to_thread(self._worker.close, left_s)
         guard.cancel()
         log.info("stopped")
+
+    def _status(self) -> AgentStatus | None:
+        loaded = self._worker.loaded
+        return None if loaded is None else agent_status(loaded.engine.stats())
 
     def _stop(self) -> None:
         if self._stopped.is_set():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
@@ -31,10 +31,12 @@ class CallError(Exception):
 class Wire:
     """Calls of one agent. After each, `trouble` says why the gateway cannot be used, or is empty."""
 
-    def __init__(self, target: Target, worker: str, model: str) -> None:
-        """Raises TargetError if token or TLS files cannot be read."""
+    def __init__(
+        self, target: Target, worker: str, model: str, status: Callable[[], worker_pb2.AgentStatus | None]
+    ) -> None:
+        """`status` is told to the gateway now and then. Raises TargetError if token or TLS files cannot be read."""
         target.metadata()
-        self._target, self._worker, self._model = target, worker, model
+        self._target, self._worker, self._model, self._status = target, worker, model, status
         self._channel = target.channel()
         self._closing: set[asyncio.Task[None]] = set()
         self.calls = self.failed_calls = 0
@@ -44,7 +46,9 @@ class Wire:
         """Up to `most` lines, and for how many seconds they are ours; none after `wait_s`. Raises CallError."""
         wait = Duration()
         wait.FromMilliseconds(round(wait_s * 1000))
-        request = worker_pb2.LeaseRequest(worker=self._worker, model=self._model, max_lines=most, wait=wait)
+        request = worker_pb2.LeaseRequest(
+            worker=self._worker, model=self._model, max_lines=most, wait=wait, status=self._status()
+        )
         response = await self._call("Lease", request, wait_s + CALL_S)
         lines = [
             LeasedLine(
@@ -62,7 +66,8 @@ class Wire:
 
     async def renew(self, leases: Sequence[str]) -> list[str]:
         """Keeps leases; returns those that are lost. Raises CallError."""
-        response = await self._call("Renew", worker_pb2.RenewRequest(leases=leases), CALL_S)
+        request = worker_pb2.RenewRequest(leases=leases, worker=self._worker, model=self._model, status=self._status())
+        response = await self._call("Renew", request, CALL_S)
         return list(response.lost_leases)
 
     async def report(self, outcomes: Sequence[Outcome]) -> None:

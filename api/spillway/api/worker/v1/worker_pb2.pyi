@@ -29,6 +29,7 @@ class LeaseRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     MAX_LINES_FIELD_NUMBER: _builtins.int
     WAIT_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
     worker: _builtins.str
     """Who asks: unique among live agents, for logs and histories."""
     model: _builtins.str
@@ -39,6 +40,8 @@ class LeaseRequest(_message.Message):
     def wait(self) -> _duration_pb2.Duration:
         """How long to wait for lines if there are none; at most a minute."""
 
+    @_builtins.property
+    def status(self) -> Global___AgentStatus: ...
     def __init__(
         self,
         *,
@@ -46,14 +49,90 @@ class LeaseRequest(_message.Message):
         model: _builtins.str = ...,
         max_lines: _builtins.int = ...,
         wait: _duration_pb2.Duration | None = ...,
+        status: Global___AgentStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["wait", b"wait"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["status", b"status", "wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_lines", b"max_lines", "model", b"model", "wait", b"wait", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_lines", b"max_lines", "model", b"model", "status", b"status", "wait", b"wait", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LeaseRequest: _TypeAlias = LeaseRequest  # noqa: Y015
+
+@_typing.final
+class AgentStatus(_message.Message):
+    """How an agent fares, for people who look on; nothing is decided by it. Counts are since the agent was started."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Tier(_message.Message):
+        """One tier of its KV store."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        NAME_FIELD_NUMBER: _builtins.int
+        BYTES_FIELD_NUMBER: _builtins.int
+        BUDGET_BYTES_FIELD_NUMBER: _builtins.int
+        HITS_FIELD_NUMBER: _builtins.int
+        MISSES_FIELD_NUMBER: _builtins.int
+        name: _builtins.str
+        """"host", "disk", "peers"."""
+        bytes: _builtins.int
+        budget_bytes: _builtins.int
+        hits: _builtins.int
+        """Blocks delivered, and blocks asked for and not delivered."""
+        misses: _builtins.int
+        def __init__(
+            self,
+            *,
+            name: _builtins.str = ...,
+            bytes: _builtins.int = ...,
+            budget_bytes: _builtins.int = ...,
+            hits: _builtins.int = ...,
+            misses: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_bytes", b"budget_bytes", "bytes", b"bytes", "hits", b"hits", "misses", b"misses", "name", b"name"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    POOL_BLOCKS_FIELD_NUMBER: _builtins.int
+    POOL_USED_BLOCKS_FIELD_NUMBER: _builtins.int
+    POOL_CACHED_BLOCKS_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    REUSED_TOKENS_FIELD_NUMBER: _builtins.int
+    GENERATED_TOKENS_FIELD_NUMBER: _builtins.int
+    TIERS_FIELD_NUMBER: _builtins.int
+    pool_blocks: _builtins.int
+    """Blocks of the device pool: in all, held by sequences, kept for their content."""
+    pool_used_blocks: _builtins.int
+    pool_cached_blocks: _builtins.int
+    prompt_tokens: _builtins.int
+    reused_tokens: _builtins.int
+    """Of the prompt tokens, those whose KV was found instead of computed."""
+    generated_tokens: _builtins.int
+    @_builtins.property
+    def tiers(self) -> _containers.RepeatedCompositeFieldContainer[Global___AgentStatus.Tier]: ...
+    def __init__(
+        self,
+        *,
+        pool_blocks: _builtins.int = ...,
+        pool_used_blocks: _builtins.int = ...,
+        pool_cached_blocks: _builtins.int = ...,
+        prompt_tokens: _builtins.int = ...,
+        reused_tokens: _builtins.int = ...,
+        generated_tokens: _builtins.int = ...,
+        tiers: _abc.Iterable[Global___AgentStatus.Tier] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generated_tokens", b"generated_tokens", "pool_blocks", b"pool_blocks", "pool_cached_blocks", b"pool_cached_blocks", "pool_used_blocks", b"pool_used_blocks", "prompt_tokens", b"prompt_tokens", "reused_tokens", b"reused_tokens", "tiers", b"tiers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AgentStatus: _TypeAlias = AgentStatus  # noqa: Y015
 
 @_typing.final
 class LeaseResponse(_message.Message):
@@ -133,16 +212,27 @@ class RenewRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     LEASES_FIELD_NUMBER: _builtins.int
+    WORKER_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    worker: _builtins.str
+    """Who renews, as in LeaseRequest; without them the status is not looked at."""
+    model: _builtins.str
     @_builtins.property
     def leases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def status(self) -> Global___AgentStatus: ...
     def __init__(
         self,
         *,
         leases: _abc.Iterable[_builtins.str] | None = ...,
+        worker: _builtins.str = ...,
+        model: _builtins.str = ...,
+        status: Global___AgentStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["leases", b"leases"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leases", b"leases", "model", b"model", "status", b"status", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,18 @@
+"""What agents send as results, checked before anything of it is kept."""
+
+from __future__ import annotations
+
+from spillway.api.results import usage_of
+from spillway.gateway.service.errors import InvalidError, Reason
+
+
+def checked_body(body: bytes) -> bytes:
+    """The body. Raises InvalidError."""
+    try:
+        body.decode("utf-8")  # what a decoder skips it does not check
+        usage_of(body)
+    except (ValueError, RecursionError) as error:
+        raise InvalidError(f"a result is no JSON object: {error}", reason=Reason.BAD_RESULT) from None
+    if b"\n" in body:
+        raise InvalidError("a result must stand on one line", reason=Reason.BAD_RESULT)
+    return body
