@@ -1,0 +1,1 @@
+"""Stores of several processes over one Redis, worked hard while faults strike, then judged."""
