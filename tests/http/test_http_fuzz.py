@@ -60,7 +60,7 @@ printable = st.text(st.characters(min_codepoint=32, max_codepoint=255, exclude_c
 headers = st.lists(st.tuples(st.sampled_from(NAMES), st.sampled_from(VALUES) | printable), max_size=4)
 suffix = st.sampled_from(["", "?limit=0", "?limit=x&order=up", "?after=file-0", "?purpose=%00", "/", "%00", "/../x"])
 body = st.sampled_from(BODIES) | st.binary(max_size=200)
-FEW = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+FEW = settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 
 
 @pytest.fixture(scope="module")
@@ -164,8 +164,8 @@ def test_clients_that_leave_in_the_middle_cost_nothing(door: Door) -> None:
 
 
 def test_an_upload_takes_no_memory(door: Door) -> None:
-    """256 MiB in, and out again."""
-    piece, pieces = b"x" * (1 << 20), 256
+    """128 MiB in, and out again."""
+    piece, pieces = b"x" * (1 << 20), 128
     status = Path(f"/proc/{door.process.pid}/status")
 
     def peak_kib() -> int:
