@@ -34,21 +34,22 @@ def answers(leased: worker_pb2.LeaseResponse) -> worker_pb2.CompleteRequest:
     return worker_pb2.CompleteRequest(job=leased.lines[0].job, lease=leased.lease, results=results)
 
 
-async def work(stub: Any, name: str, lease_lines: int, times: dict[str, list[float]]) -> int:
-    """Leases and completes until there is nothing left."""
-    done = 0
+async def work(stub: Any, name: str, lease_lines: int, times: dict[str, list[float]]) -> tuple[int, float]:
+    """Leases and completes until there is nothing left; how many lines, and when the last was done (monotonic)."""
+    done, done_s = 0, 0.0
     while True:
         request = worker_pb2.LeaseRequest(worker=name, model="m", max_lines=lease_lines, wait={"seconds": 2})
         started_s = time.perf_counter()
         leased = await stub.Lease(request)
         if not leased.lines:
             if done:
-                return done
+                return done, done_s
             continue
         times["lease"].append(time.perf_counter() - started_s)
         started_s = time.perf_counter()
         done += (await stub.Complete(answers(leased))).accepted
         times["complete"].append(time.perf_counter() - started_s)
+        done_s = time.monotonic()
 
 
 async def main() -> None:
@@ -57,8 +58,9 @@ async def main() -> None:
     async with grpc.aio.insecure_channel(address, [("grpc.max_receive_message_length", 64 << 20)]) as channel:
         stub: Any = worker_pb2_grpc.WorkerServiceStub(channel)
         workers = [work(stub, f"null-{number}", lease_lines, times) for number in range(UNDER_WAY)]
-        done = sum(await asyncio.gather(*workers))
-    print(json.dumps({"lines": done, "times_s": times}))
+        done = await asyncio.gather(*workers)
+    lines, last_s = sum(each for each, _ in done), max(at_s for _, at_s in done)
+    print(json.dumps({"lines": lines, "done_s": last_s, "times_s": times}))
 
 
 if __name__ == "__main__":

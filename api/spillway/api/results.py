@@ -73,8 +73,11 @@ def usage_of(body: bytes) -> Usage:
     stated = _BODY_DECODER.decode(body).usage
     if not isinstance(stated, dict):
         return Usage(0, 0)
-    counts = (stated.get(name) for name in ("prompt_tokens", "completion_tokens"))
-    return Usage(*(count if type(count) is int and 0 <= count < 2**53 else 0 for count in counts))
+    return Usage(_count(stated.get("prompt_tokens")), _count(stated.get("completion_tokens")))
+
+
+def _count(stated: object) -> int:
+    return stated if type(stated) is int and 0 <= stated < 2**53 else 0
 
 
 class _Used(msgspec.Struct):

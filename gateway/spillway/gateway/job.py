@@ -254,10 +254,16 @@ class Job:
 
     def request_line(self, index: int) -> RequestLine:
         """The same without its request read, for whoever passes it on. Raises InputChangedError."""
-        number, raw, line = self._read(index)
-        name = self._under_way[index] = self._name_of(index, line)
-        head = BodyHead(name.ids.body, self.created, line.body.model)
-        return RequestLine(index, line.custom_id, line.url, number, head, raw)
+        return self.request_lines([index])[0]
+
+    def request_lines(self, indices: Iterable[int]) -> list[RequestLine]:
+        """`request_line` of many."""
+        found = []
+        for index, number, raw, line in self._read(list(indices)):
+            name = self._under_way[index] = self._name_of(index, line)
+            head = BodyHead(name.ids.body, self.created, line.body.model)
+            found.append(RequestLine(index, line.custom_id, line.url, number, head, raw))
+        return found
 
     def is_done(self, index: int) -> bool:
         """Whether a line has a result or an error."""
@@ -268,17 +274,20 @@ class Job:
 
         The result survives the process at once, and a power cut within about a second. Raises StorageError.
         """
-        return self.complete_all([(index, body)]) == 1
+        return self.complete_all([(index, body, usage_of(body))]) == 1
 
-    def complete_all(self, results: Iterable[tuple[int, bytes]]) -> int:
-        """`complete` of many lines in one write; how many were recorded. Raises StorageError, and none is then."""
+    def complete_all(self, results: Iterable[tuple[int, bytes, Usage]]) -> int:
+        """`complete` of many lines in one write, each with its tokens; how many were recorded.
+
+        Raises StorageError: then none was.
+        """
         if self._ledger is None:
             return 0
         records, used = [], []
-        for index, body in results:
+        for index, body, tokens in results:
             if not self._ledger.has(index):
                 name = self._name(index)
-                used.append(usage_of(body))
+                used.append(tokens)
                 records.append(Record(index, RecordKind.RESULT, result_line(name.ids, name.custom_id, body)))
         recorded = self._ledger.append_all(records)
         for record in records:
@@ -360,14 +369,16 @@ class Job:
         with self._tallies:
             self._codes = codes
 
-    def _read(self, index: int) -> tuple[int, bytes, KnownLine]:
+    def _read(self, indices: list[int]) -> Iterator[tuple[int, int, bytes, KnownLine]]:
+        """For each line its index, its number in the file, its bytes and its names."""
         assert self._table is not None
-        offset, length, number = self._table.lines[index].item()
-        raw = self._source.read_line(offset, length)
-        try:
-            return number, raw, read_known_line(raw)
-        except ValueError:  # it was valid at intake
-            raise self._changed(number) from None
+        rows = self._table.lines[indices].tolist()
+        raws = self._source.read_lines((offset, length) for offset, length, _ in rows)
+        for index, (_, _, number), raw in zip(indices, rows, raws, strict=True):
+            try:
+                yield index, number, raw, read_known_line(raw)
+            except ValueError:  # it was valid at intake
+                raise self._changed(number) from None
 
     def _changed(self, number: int) -> InputChangedError:
         return InputChangedError(
@@ -377,7 +388,10 @@ class Job:
     def _name(self, index: int) -> _LineName:
         """What a line is called: known if it came from `pending`, else read again."""
         known = self._under_way.get(index)
-        return self._name_of(index, self._read(index)[2]) if known is None else known
+        if known is None:
+            ((_, _, _, line),) = self._read([index])
+            known = self._name_of(index, line)
+        return known
 
     def _name_of(self, index: int, line: KnownLine) -> _LineName:
         return _LineName(line.custom_id, line_ids(self.digest, index, line.custom_id, line.url))

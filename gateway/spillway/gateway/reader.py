@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -103,11 +103,18 @@ class InputFile:
 
     def read_line(self, offset: int, length: int) -> bytes:
         """The bytes of one line. Raises InputChangedError if the file was written to since it was opened."""
-        content = os.pread(self._file.fileno(), length, offset)
+        return self.read_lines([(offset, length)])[0]
+
+    def read_lines(self, places: Iterable[tuple[int, int]]) -> list[bytes]:
+        """The bytes of lines at (offset, length). Raises as `read_line`."""
+        descriptor = self._file.fileno()
+        contents = []
+        for offset, length in places:
+            contents.append(os.pread(descriptor, length, offset))
+            if len(contents[-1]) != length:
+                raise self._changed()
         self.check_unchanged()
-        if len(content) != length:
-            raise self._changed()
-        return content
+        return contents
 
     def check_unchanged(self) -> None:
         """Raises InputChangedError if size or modification time are not what they were when the file was opened."""

@@ -55,7 +55,7 @@ class LineTable:
             size = path.stat().st_size
             if size < _HEADER_DTYPE.itemsize:
                 raise broken
-            raw = np.memmap(path, dtype=np.uint8, mode="r")
+            raw = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))  # plain: views of a memmap are slow to make
         except FileNotFoundError:
             raise broken from None
         header = raw[: _HEADER_DTYPE.itemsize].view(_HEADER_DTYPE)[0]

@@ -157,17 +157,27 @@ class LeaseBook:
 
     def _next(self, max_lines: int) -> list[tuple[int, int]]:
         found: list[tuple[int, int]] = []
-        while len(found) < max_lines and (place := self.head()) is not None:
-            self._free[place] = False
-            found.append((place, int(self._order[place])))
+        while self._returned and len(found) < max_lines:
+            place, index = heapq.heappop(self._returned)
+            if self._is_free(place):
+                self._free[place] = False
+                found.append((place, index))
+        if missing := max_lines - len(found):
+            ahead = self._from_span((self._cursor, len(self._order)), missing)
+            self._cursor = ahead[-1][0] + 1 if len(ahead) == missing else len(self._order)
+            found += ahead
         return found
 
     def _from_span(self, span: Span, max_lines: int) -> list[tuple[int, int]]:
         found: list[tuple[int, int]] = []
-        place, stop = span
-        while len(found) < max_lines and (place := self._next_free(place, stop)) < stop:
-            self._free[place] = False
-            found.append((place, int(self._order[place])))
+        for start in range(*span, _LOOK):
+            places = np.flatnonzero(self._free[start : min(start + _LOOK, span[1])]) + start
+            for place, index in zip(places.tolist(), self._order[places].tolist(), strict=True):
+                if len(found) == max_lines:
+                    return found
+                self._free[place] = False
+                if not self._is_done(index):
+                    found.append((place, index))
         return found
 
     def _next_free(self, place: int, stop: int) -> int:

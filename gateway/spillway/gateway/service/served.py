@@ -32,7 +32,7 @@ from spillway.gateway.families import Span, beginnings
 from spillway.gateway.job import Job, JobCounts, RequestLine
 from spillway.gateway.manifest import Manifest
 from spillway.gateway.repairs import MANIFEST_MENDED
-from spillway.gateway.service.bodies import checked_body
+from spillway.gateway.service.bodies import checked_usage
 from spillway.gateway.service.counts import ServiceCounts
 from spillway.gateway.service.errors import ConflictError, DamagedError, InvalidError, Reason, ResourceError
 from spillway.gateway.service.leases import GivenUp, Lease, LeaseBook
@@ -345,7 +345,8 @@ class ServedJob:
         if lease is None:
             return None
         try:
-            lines = [(self._job.request_line(index), self._book.attempt(index)) for index in lease.lines]
+            found = self._job.request_lines(lease.lines)
+            lines = [(line, self._book.attempt(line.index)) for line in found]
         except JobError as error:
             self._stumble(error)
             return None
@@ -362,13 +363,13 @@ class ServedJob:
         Raises InvalidError, before any is kept, if one is for no line of the job or no JSON object; ResourceError if
         they cannot be kept now: the worker should try again.
         """
-        checked = [(self._checked_index(index), checked_body(body)) for index, body in results]
+        checked = [(self._checked_index(index), body, checked_usage(body)) for index, body in results]
         if self.state.final:
             return 0
         job, book = self._open_job()
         with self._stumbling():
             accepted = job.complete_all(checked)
-            for index, _ in checked:
+            for index, _, _ in checked:
                 book.finished(index)
         self.touch()
         return accepted
