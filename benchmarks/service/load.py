@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ class Figures:
     lease_lines: int = 0
     call_ms: dict[str, dict[str, float]] = field(default_factory=dict)
     gateway_rss_mib: dict[str, float] = field(default_factory=dict)
-    gateway_cpu_s: dict[str, float] = field(default_factory=dict)
+    gateway_cpu_us_per_line: dict[str, float] = field(default_factory=dict)
+    """Of all its threads; what others do on the machine does not count."""
     watchers: int = 0
     watch_messages: int = 0
     stream_mib_per_s: float = 0.0
@@ -199,6 +201,7 @@ async def measure(arguments: argparse.Namespace, folder: Path) -> Figures:
     figures.input_bytes = write_input(source, arguments.lines)
     with serving(folder / "data") as gateway:
         figures.gateway_rss_mib["resident before"] = gateway.rss_mib()
+        used_s = {"start": gateway.cpu_s()}
         async with BatchClient(Target(gateway.address)) as client:
             started_s = time.perf_counter()
             job = await client.submit(batch_pb2.Job(model="m"), source)
@@ -206,10 +209,10 @@ async def measure(arguments: argparse.Namespace, folder: Path) -> Figures:
             started_s = time.perf_counter()
             await until(client, job.name, batch_pb2.Job.RUNNING)
             figures.intake_s = time.perf_counter() - started_s
-            figures.gateway_cpu_s["intake"] = gateway.cpu_s()
+            used_s["intake"] = gateway.cpu_s()
             watching = asyncio.create_task(watch_all(gateway.address, job.name, arguments.watchers))
             await drain(gateway, arguments.engines, arguments.lease_lines, figures)
-            figures.gateway_cpu_s["drain"] = gateway.cpu_s() - figures.gateway_cpu_s["intake"]
+            used_s["drain"] = gateway.cpu_s()
             started_s = time.perf_counter()
             final = await until(client, job.name, batch_pb2.Job.COMPLETED)
             figures.seal_s = time.perf_counter() - started_s
@@ -218,6 +221,9 @@ async def measure(arguments: argparse.Namespace, folder: Path) -> Figures:
             figures.lines_per_s = arguments.lines / figures.drain_s
             await read_back(client, job.name, folder / "data" / job.name / "output.jsonl", figures)
             figures.gateway_rss_mib["resident at the end"] = gateway.rss_mib()
+            used_s["seal and read back"] = gateway.cpu_s()
+            for (_, before_s), (what, after_s) in pairwise(used_s.items()):
+                figures.gateway_cpu_us_per_line[what] = 1e6 * (after_s - before_s) / arguments.lines
     return figures
 
 
