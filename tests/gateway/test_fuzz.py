@@ -211,3 +211,19 @@ def test_afterwards_it_works_and_nothing_was_left_behind(ground: Ground) -> None
         return await ground.client.file(name)
 
     assert ground.do(work()).count(b"\n") == 10
+
+
+def test_times_that_are_none(ground: Ground) -> None:
+    """Seconds and nanoseconds out of range, which protobuf decodes without a word."""
+    for seconds, nanos in ((0, -(2**31)), (0, 2**31 - 1), (2**62, 0), (-(2**62), 0)):
+        submitted = batch_pb2.SubmitJobRequest(
+            job=batch_pb2.Job(model="m", deadline={"seconds": seconds, "nanos": nanos})
+        )
+        leased = worker_pb2.LeaseRequest(worker="w", model="m", max_lines=1, wait={"seconds": seconds, "nanos": nanos})
+        for path, message in (
+            ("/spillway.batch.v1.BatchService/SubmitJob", submitted),
+            ("/spillway.worker.v1.WorkerService/Lease", leased),
+        ):
+            error = ground.do(ended(ground.client, path, METHODS[path], [message.SerializeToString()]))
+            assert error is not None
+            assert error.code() is grpc.StatusCode.INVALID_ARGUMENT, (path, seconds, nanos)

@@ -62,8 +62,11 @@ def job_id(name: str) -> str:
 
 
 def job_request(job: batch_pb2.Job, request_id: str) -> JobRequest:
-    """The client's part of a job; output-only fields are ignored."""
-    deadline_s = job.deadline.ToMicroseconds() / 1e6 if job.HasField("deadline") else None
+    """The client's part of a job; output-only fields are ignored. Raises InvalidError."""
+    try:
+        deadline_s = job.deadline.ToMicroseconds() / 1e6 if job.HasField("deadline") else None
+    except ValueError as error:
+        raise InvalidError(f"deadline is no time: {error}") from None
     return JobRequest(job.model, job.display_name, dict(job.labels), job.priority, deadline_s, request_id)
 
 

@@ -30,7 +30,10 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
     async def Lease(self, request: worker_pb2.LeaseRequest, context: Context) -> worker_pb2.LeaseResponse:
         if not request.worker or not request.model:
             raise InvalidError("worker and model must be given")
-        wait_s = request.wait.ToMilliseconds() / 1000
+        try:
+            wait_s = request.wait.ToMilliseconds() / 1000
+        except ValueError as error:
+            raise InvalidError(f"wait is no length of time: {error}") from None
         if not 0 <= wait_s <= MAX_WAIT_S:
             raise InvalidError(f"wait must lie in [0 s, {MAX_WAIT_S:.0f} s]")
         self._coordinator.fleet.hear(request.worker, request.model, agent_status(request), time.monotonic())
