@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from testcluster import images, kernel, programs
@@ -55,6 +56,11 @@ class Cluster:
         plans = [NodePlan(number) for number in range(1, node_count + 1)]
         self.nodes = {plan.name: Node(plan, ground, folder, images.PODLING) for plan in plans}
 
+    @property
+    def mark(self) -> dict[str, str]:
+        """Variables for a test's own processes, so that they do not outlive the cluster."""
+        return self._ground.mark
+
     def start(self) -> None:
         """Returns when all nodes are Ready, have their GPUs, and names resolve.
 
@@ -77,8 +83,8 @@ class Cluster:
 
     def import_image(self, archive: Path) -> None:
         """Give all nodes the images of a docker-archive."""
-        for node in self.nodes.values():
-            node.import_image(archive)
+        with ThreadPoolExecutor() as side_by_side:
+            list(side_by_side.map(lambda node: node.import_image(archive), self.nodes.values()))
 
     def wait_ready(self, *names: str) -> None:
         """Returns when these nodes exist and are Ready."""

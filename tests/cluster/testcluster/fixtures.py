@@ -1,8 +1,9 @@
-"""The pytest plugin: `control_plane`, one for the session, whose programs are built before any test's clock runs."""
+"""The pytest plugin: `control_plane`, `cluster` and `helm`, whose programs are built before any test's clock runs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +24,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             programs.ensure(programs.CONTROL_PLANE)
         if "cluster" in wanted and why_not_here() is None:
             programs.ensure(programs.NODES)
+        if "helm" in wanted:
+            programs.ensure(programs.HELM)
     except CannotRunHere:
         return  # the fixture skips with the reason
 
@@ -56,3 +59,12 @@ def cluster() -> Iterator[Cluster]:
         yield whole
     finally:
         ground.close()
+
+
+@pytest.fixture(scope="session")
+def helm() -> Path:
+    """The program."""
+    try:
+        return programs.ensure(programs.HELM) / "helm"
+    except CannotRunHere as reason:
+        pytest.skip(str(reason))

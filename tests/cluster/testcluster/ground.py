@@ -75,6 +75,11 @@ class Ground:
                     _sweep_if_abandoned(folder)
         return len(marks)
 
+    @property
+    def mark(self) -> dict[str, str]:
+        """Variables by which processes of others are taken for this ground's, and go with it."""
+        return {_MARK: str(self.folder)}
+
     def start(self, name: str, argv: Sequence[str], node: str = "") -> None:
         """Start a process with its output in `name`.log; it outlives us unless `close` or a sweep ends it.
 
@@ -88,7 +93,7 @@ class Ground:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 cwd=self.folder,
-                env=os.environ | {_MARK: str(self.folder), _NODE: node},
+                env=os.environ | self.mark | {_NODE: node},
             )
 
     def log(self, name: str) -> Path:

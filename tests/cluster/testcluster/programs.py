@@ -13,18 +13,24 @@ from pathlib import Path
 from testcluster.errors import CannotRunHere, ClusterError
 
 KUBERNETES_VERSION = "v1.36.3"  # as in tools/kubernetes/go.mod
+HELM_VERSION = "v4.3.1"  # as in tools/helm/go.mod
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
 NODES = (*CONTROL_PLANE, "kubelet", "kube-proxy", "coredns", "podling")
+HELM = ("helm",)
 _TOOLS = Path(__file__).parent.parent / "tools"
 _BUILD_S = 1800  # the first one compiles Kubernetes: four minutes on two quiet cores, after a download of 400 MB
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where one program is built from: a tool module, and the package that is its command."""
+    """Where one program is built from: a tool module, the package that is its command, a variable for its version.
+
+    Without that variable the programs report no usable version.
+    """
 
     module: str
     package: str
+    version: str = ""
 
 
 def _source(name: str) -> Source:
@@ -34,11 +40,14 @@ def _source(name: str) -> Source:
         return Source("coredns", ".")
     if name == "podling":
         return Source("podling", ".")
-    return Source("kubernetes", f"k8s.io/kubernetes/cmd/{name}")
+    if name == "helm":
+        return Source("helm", "helm.sh/helm/v4/cmd/helm", f"helm.sh/helm/v4/internal/version.version={HELM_VERSION}")
+    version = f"k8s.io/component-base/version.gitVersion={KUBERNETES_VERSION}"
+    return Source("kubernetes", f"k8s.io/kubernetes/cmd/{name}", version)
 
 
 def ensure(names: tuple[str, ...]) -> Path:
-    """The folder that holds all programs `names`; builds what is missing.
+    """The folder that holds all programs `names`, of a cluster or HELM; builds what is missing.
 
     Raises:
         CannotRunHere: they are not there and there is no Go to build them.
@@ -47,7 +56,7 @@ def ensure(names: tuple[str, ...]) -> Path:
     given = os.environ.get("KUBEBUILDER_ASSETS")
     if given and all(os.access(Path(given, name), os.X_OK) for name in names):
         return Path(given)
-    folder = _cache_folder()
+    folder = _cache_folder(names)
     missing = [name for name in names if not os.access(folder / name, os.X_OK)]
     if missing:
         go = shutil.which("go")
@@ -63,13 +72,20 @@ def ensure(names: tuple[str, ...]) -> Path:
     return folder
 
 
-def _cache_folder() -> Path:
-    """One folder for each set of pins, so that a changed go.sum never meets old programs."""
-    pins = hashlib.sha256(KUBERNETES_VERSION.encode())
-    for sums in sorted(_TOOLS.glob("*/go.sum")):
-        pins.update(sums.read_bytes())
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "spillway" / "cluster" / pins.hexdigest()[:16]
+def _cache_folder(names: tuple[str, ...]) -> Path:
+    """One folder for each set of pins, so that a changed go.sum never meets old programs; helm's pins are its own."""
+    kind, modules, version = ("cluster", ("coredns", "etcd", "kubernetes"), KUBERNETES_VERSION)
+    if names == HELM:
+        kind, modules, version = ("helm", ("helm",), HELM_VERSION)
+    pins = hashlib.sha256(version.encode())
+    for module in modules:
+        pins.update((_TOOLS / module / "go.sum").read_bytes())
+    return cache() / kind / pins.hexdigest()[:16]
+
+
+def cache() -> Path:
+    """Where what takes long to make is kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spillway"
 
 
 def _build(go: str, name: str, target: Path) -> None:
@@ -78,8 +94,8 @@ def _build(go: str, name: str, target: Path) -> None:
     source = _source(name)
     fresh = target.with_suffix(".new")
     flags = "-s -w"
-    if source.module == "kubernetes":  # without this the server reports no usable version
-        flags += f" -X k8s.io/component-base/version.gitVersion={KUBERNETES_VERSION}"
+    if source.version:
+        flags += f" -X {source.version}"
     done = subprocess.run(
         [go, "build", "-trimpath", "-ldflags", flags, "-o", str(fresh), source.package],
         cwd=_TOOLS / source.module,
