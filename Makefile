@@ -32,9 +32,9 @@ cluster:  ## A real Kubernetes cluster of three nodes on this machine, to try th
 cluster-down:  ## Remove it, and whatever killed tests left behind
 	@PYTHONPATH=tests/cluster $(BIN)/python -m testcluster down
 
-e2e:  ## Tests on a real cluster of three nodes: pods, service names, nodes cut off, frozen and killed (root)
+e2e:  ## On a real cluster of three nodes: its faults, then docs/kubernetes.md as it stands there, from images to uninstall (root)
 	@scripts/environment agent,dev,demo
-	@$(BIN)/python -m pytest -m e2e
+	@$(BIN)/python -m pytest -m e2e -rs --durations=20
 
 clean:  ## Remove the environment and all caches
 	rm -rf .venv .bench .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
