@@ -254,12 +254,12 @@ def check(plan: Plan, report: Report, quiet: tuple[bytes, bytes]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    for name, default in (("--lines", 20_000), ("--seed", 1), ("--workers", 3)):
+    for name, default in (("--lines", 20_000), ("--seed", 1), ("--workers", 3), ("--most-lines", 40)):
         parser.add_argument(name, type=int, default=default)
     parser.add_argument("--tears", action="store_true")
     parser.add_argument("--report", type=Path)
     arguments = parser.parse_args()
-    plan = Plan(arguments.lines, arguments.seed, arguments.workers, most_lines=40, tears=arguments.tears)
+    plan = Plan(arguments.lines, arguments.seed, arguments.workers, arguments.most_lines, tears=arguments.tears)
     with tempfile.TemporaryDirectory() as folder:
         for name in ("quiet", "chaos"):
             (Path(folder) / name).mkdir()
