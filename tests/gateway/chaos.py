@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import json
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -259,6 +260,7 @@ def main() -> None:
     parser.add_argument("--tears", action="store_true")
     parser.add_argument("--report", type=Path)
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no process is left behind
     plan = Plan(arguments.lines, arguments.seed, arguments.workers, arguments.most_lines, tears=arguments.tears)
     with tempfile.TemporaryDirectory() as folder:
         for name in ("quiet", "chaos"):
