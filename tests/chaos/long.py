@@ -53,18 +53,19 @@ def main() -> int:
     parser.add_argument("--operations", type=int, default=1_000_000)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--round-s", type=float, default=2.0, help="length of a round of faults, in seconds")
-    parser.add_argument("--limit-s", type=float, default=1800.0, help="give up after so long")
+    parser.add_argument("--most-s", type=float, default=1800.0, help="seconds after which it is enough")
     parser.add_argument("--keep", action="store_true", help="write the result to benchmarks/results/")
     options = parser.parse_args()
     if lacks := missing():
         sys.stderr.write(f"{lacks}\n")
         return 2
     logs = Path(tempfile.mkdtemp(prefix="chaos-logs-"))
-    report = chaos(options.seed, Length(options.operations, options.workers, options.round_s, options.limit_s), logs)
+    length = Length(options.operations, options.workers, options.round_s, options.most_s, options.most_s + 600)
+    report = chaos(options.seed, length, logs)
     print(table(report))
     print(f"  logs in {logs}")
     if options.keep:
-        command = f"python tests/chaos/long.py --seed {options.seed} --operations {options.operations} --keep"
+        command = " ".join(["python tests/chaos/long.py", *sys.argv[1:]])
         redis = subprocess.run(["redis-server", "--version"], capture_output=True, text=True, check=True).stdout.split()
         versions = {"python": sys.version.split()[0], "redis-server": redis[2][2:], "redis": version("redis")}
         about = {"machine": machine(), "versions": versions, "command": command}

@@ -6,7 +6,7 @@ import pytest
 from storechaos.chaos import Length, chaos
 from storechaos.ground import missing
 
-SHORT = Length(operations=3000, workers=3, round_s=1.2, limit_s=240)
+SHORT = Length(operations=3000, workers=3, round_s=1.2, most_s=120, limit_s=240)
 
 
 def test_whatever_strikes_the_store_keeps_its_word() -> None:

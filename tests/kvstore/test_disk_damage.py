@@ -7,6 +7,7 @@ import pytest
 from kv_factories import blank, content, name, store_config
 
 from spillway.kvstore import BlockStore
+from spillway.kvstore.tiers.disk import tier as disk_module
 from spillway.kvstore.tiers.disk.segment import Geometry
 
 BLOCKS = 20
@@ -75,3 +76,21 @@ def test_a_file_that_lost_its_end_is_counted(segment: Path, tmp_path: Path) -> N
     with segment.open("r+b") as file:
         file.truncate(segment.stat().st_size // 2)
     assert reopen(tmp_path) == (0, 1)
+
+
+def test_a_file_cut_under_a_living_store_makes_no_room_for_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It grows back when its slots are written again; a segment made in its place would then exceed the budget."""
+    monkeypatch.setattr(disk_module, "_SEGMENT_BYTES", 6 * (8192 + PAGE_BYTES))
+    monkeypatch.setattr(disk_module, "_GROWTH_PAUSE_S", 0.0)
+    with BlockStore.open(store_config(tmp_path, disk=BLOCKS)) as store:
+        for start in range(0, 200, 10):
+            numbers = range(start, start + 10)
+            store.put_many([(name(number), content(number)) for number in numbers])
+            assert store.flush()
+            get(store, numbers)
+            for path in tmp_path.glob("share-00/segment-*.kv") if start == 30 else ():
+                with path.open("r+b") as file:
+                    file.truncate(path.stat().st_size // 4)
+            store.check()

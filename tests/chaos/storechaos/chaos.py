@@ -17,18 +17,19 @@ _HERE = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Length:
-    """How long a run is."""
+    """How long a run is. ``most_s``: when it is enough, whatever the operations; ``limit_s``: when it is broken off."""
 
     operations: int
     workers: int
     round_s: float
+    most_s: float
     limit_s: float
 
 
 def chaos(seed: int, length: Length, logs: Path | None = None) -> Report:
     """One run. ``logs``: where what its processes wrote is kept. Raises RuntimeError if it gave no report."""
     with scratch() as directory:
-        plan = Plan(seed, length.operations, length.workers, length.round_s, str(directory))
+        plan = Plan(seed, length.operations, length.workers, length.round_s, length.most_s, str(directory))
         (directory / "plan.json").write_bytes(msgspec.json.encode(plan))
         paths = [str(directory / "plan.json"), str(directory / "report.json")]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(_HERE), os.environ.get("PYTHONPATH", "")])}

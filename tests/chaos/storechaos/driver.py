@@ -27,13 +27,14 @@ _FETCH_S = 90.0
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """``directory``: for everything the run writes. It ends after the round in which ``operations`` are reached, once
-    every kind of fault has struck."""
+    """``directory``: for everything the run writes. Faults go on, each kind as often as any other, until there have
+    been ``operations`` or ``most_s`` seconds have passed."""
 
     seed: int
     operations: int
     workers: int
     round_s: float
+    most_s: float
     directory: str
 
 
@@ -85,7 +86,7 @@ class Run:
         for worker in self.ground.workers:
             self._take(worker, worker.reply())
         self._ask("burst", seed=self.plan.seed, seconds=self.plan.round_s)  # so that there is something to damage
-        while not self.round or self.findings.counts.operations < self.plan.operations:
+        while not self.round or not self._enough(time.monotonic() - start):
             for planned in schedule.rounds(self.usable, self.plan.workers, self.ground.small, self.random):
                 self._play(planned)
         self._make_peace()
@@ -94,6 +95,9 @@ class Run:
         self._read_after_the_end()
         self._close_windows(everything=True)
         return self._report(time.monotonic() - start)
+
+    def _enough(self, seconds: float) -> bool:
+        return self.findings.counts.operations >= self.plan.operations or seconds >= self.plan.most_s
 
     def _build(self, directory: Path) -> Ground:
         network = Network()

@@ -140,7 +140,7 @@ def bits_flipped(ground: Ground, worker: int, random: Random) -> Heal:
                 at = random.randrange(size)
                 byte = os.pread(file.fileno(), 1, at)
                 if byte:
-                    os.pwrite(file.fileno(), bytes([byte[0] ^ 1 << random.randrange(8)]), at)
+                    _overwrite(file.fileno(), bytes([byte[0] ^ 1 << random.randrange(8)]), at)
     return _perhaps_restart(ground, worker, random)
 
 
@@ -154,7 +154,7 @@ def pages_torn(ground: Ground, worker: int, random: Random) -> Heal:
                     continue  # the pages that describe a file: not each time, or no file would be left to damage
                 length = PAGE_BYTES - random.choice((0, random.randrange(PAGE_BYTES)))
                 data = random.choice((bytes(length), b"\xff" * length, random.randbytes(length)))
-                os.pwrite(file.fileno(), data, (page + 1) * PAGE_BYTES - length)
+                _overwrite(file.fileno(), data, (page + 1) * PAGE_BYTES - length)
         if random.random() < 0.3:
             books = path.with_name("share.json")
             os.truncate(books, books.stat().st_size // 2)
@@ -185,6 +185,14 @@ def disk_full(ground: Ground, worker: int, random: Random) -> Heal:
                 step //= 2
     _perhaps_restart(ground, worker, random)()
     return filler.unlink
+
+
+def _overwrite(descriptor: int, data: bytes, at: int) -> None:
+    try:
+        os.pwrite(descriptor, data, at)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:  # a hole in a file of a full file system: there is nothing to damage
+            raise
 
 
 def _perhaps_restart(ground: Ground, worker: int, random: Random) -> Heal:

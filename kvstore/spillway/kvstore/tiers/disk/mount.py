@@ -75,12 +75,16 @@ class Share:
 
     def allocated_bytes(self) -> int:
         """Bytes of all segment files, allocated or promised, whichever is more."""
+        return sum(self.file_bytes().values())
+
+    def file_bytes(self) -> dict[Path, int]:
+        """The same of each file."""
         while True:
             try:
-                statuses = [path.stat() for path in self.directory.glob("segment-*")]
+                statuses = {path: path.stat() for path in self.directory.glob("segment-*")}
             except FileNotFoundError:
                 continue  # a segment was finished or removed meanwhile: look again
-            return sum(max(status.st_blocks * 512, status.st_size) for status in statuses)
+            return {path: max(status.st_blocks * 512, status.st_size) for path, status in statuses.items()}
 
     def release(self) -> None:
         """Let another store have the share."""

@@ -327,9 +327,11 @@ class DiskTier(Tier):
         return True
 
     def _room(self) -> int:
-        """Bytes of the share that no segment takes or can come to take."""
-        promised = sum(segment.geometry.reserved_bytes - segment.geometry.file_bytes for segment in self._segments)
-        return self._share.budget_bytes - self._share.allocated_bytes() - promised
+        """Bytes of the share that no segment takes or can come to take, though someone cut or removed its file."""
+        taken = self._share.file_bytes()
+        for segment in self._segments:
+            taken[segment.path] = max(taken.get(segment.path, 0), segment.geometry.reserved_bytes)
+        return self._share.budget_bytes - sum(taken.values())
 
     def _space_above_floor(self) -> int:
         status = os.statvfs(self._share.directory)
