@@ -1,6 +1,8 @@
 """`spillway kv …` against real stores that share a real Redis, and against their disk directories."""
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -425,3 +427,10 @@ def test_a_password_in_the_url_is_not_shown() -> None:
     _, text = kv("status", "--kv-index", "redis://me:hunter2@127.0.0.1:1/0")
     assert "hunter2" not in text
     assert "hunter2" not in repr(RedisConfig("redis://me:hunter2@127.0.0.1:1/0", "a"))
+
+
+def test_the_commands_start_without_torch() -> None:
+    modules = ", ".join(f"spillway.cli.kv_{name}" for name in ("status", "where", "verify", "drop", "warm"))
+    program = f"import sys, {modules}; print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200, check=True)
+    assert ended.stdout.strip() == "[]"

@@ -30,7 +30,7 @@ kv = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     help="Look into a live KV store and look after it: the index in Redis, living agents, disk directories.\n\n"
-    "Status of all: 0 done and well; 1 it could not be done, and stderr says why; 3 done, and not all is well.",
+    "Exit status of all: 0 done and well; 1 it could not be done, and stderr says why; 3 done, and not all is well.",
 )
 
 HashesArgument = Annotated[

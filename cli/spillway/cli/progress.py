@@ -6,11 +6,13 @@ import sys
 import time
 from collections import deque
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from spillway.cli.drive import Tally
+if TYPE_CHECKING:  # it brings torch, and those who only show durations need none
+    from spillway.cli.drive import Tally
 
 PLAIN_INTERVAL_S = 10.0
 RATE_WINDOW_S = 60.0

@@ -121,7 +121,7 @@ class SharedIndex:
         """Count all entries, in short calls."""
         known = {node.number: node for node in nodes}
         blocks, held, stale = 0, {node.number: dict.fromkeys(node.tiers, 0) for node in nodes}, dict[int, int]()
-        for buckets in _portions(range(keys.buckets)):
+        for buckets in _portions(self._buckets(nodes)):
             with self.answering():
                 names = [keys.of("b", bucket) for bucket in buckets]
                 answer = self.client.eval(_COUNT, len(names), *names)
@@ -158,9 +158,7 @@ class SharedIndex:
 
     def blocks_of(self, node: Node) -> Iterator[list[BlockHash]]:
         """What a living node has entered, portion by portion."""
-        with self.answering():
-            buckets = sorted(int(bucket) for bucket in self.client.smembers(node.keys.of("r", node.number)))
-        for portion in _portions(buckets):
+        for portion in _portions(self._buckets([node])):
             with self.answering(), self.client.pipeline(transaction=False) as pipeline:
                 for bucket in portion:
                     pipeline.hgetall(node.keys.of("b", bucket))
@@ -184,6 +182,12 @@ class SharedIndex:
     def close(self) -> None:
         """Close all connections."""
         self.client.close()
+
+    def _buckets(self, nodes: Sequence[Node]) -> list[int]:
+        """All that ``nodes`` have entries in, by their reverse sets."""
+        with self.answering():
+            members = [self.client.smembers(node.keys.of("r", node.number)) for node in nodes]
+        return sorted({int(bucket) for found in members for bucket in found})
 
     def _place(self, entry: bytes, known: dict[int, Node]) -> tuple[int, Place]:
         number, generation, bits = _PLACE.unpack(entry)
