@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from kv_factories import BLOCK_BYTES, IDENTITY, OTHER_IDENTITY, blank, content, name, store_config
 from peer_factories import TOKEN, peers
-from redis_servers import RedisServer, free_port
+from redis_servers import RedisServer, free_port, start_cluster
 from typer.testing import CliRunner
 
 from spillway.api.errors import SpillwayError
@@ -38,11 +38,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 class Nodes:
     """Stores of this process, each a node of its own."""
 
-    def __init__(self, server: RedisServer, folder: Path) -> None:
-        self.url, self.folder = server.url, folder
+    def __init__(self, url: str, folder: Path) -> None:
+        self.url, self.folder = url, folder
         self._open: list[BlockStore] = []
-        with redis.Redis(port=server.port) as client:
-            client.flushall()
 
     def start(self, node: str, identity: KVIdentity = IDENTITY, metrics: str = "", lease_s: float = 30.0) -> BlockStore:
         address = f"127.0.0.1:{free_port()}"
@@ -61,7 +59,9 @@ class Nodes:
 
 @pytest.fixture
 def nodes(server: RedisServer, tmp_path: Path) -> Iterator[Nodes]:
-    made = Nodes(server, tmp_path)
+    with redis.Redis(port=server.port) as client:
+        client.flushall()
+    made = Nodes(server.url, tmp_path)
     yield made
     made.close()
 
@@ -343,6 +343,9 @@ def test_the_dead_are_forgotten(nodes: Nodes) -> None:
         0,
         f"dead node dead of identity {OTHER_IDENTITY.digest().hex()[:32]}: its name and entries: 20 entries deleted\n",
     )
+    with redis.Redis.from_url(nodes.url) as client:
+        left = [key for key in client.keys("*") if not key.endswith(b":cleaner")]  # that one expires
+        assert left == [], "the last of an identity leaves no key"
     status, message = kv("drop", "--node", "dead", *asked)
     assert (status, "no node dead" in message) == (1, True)
 
@@ -394,6 +397,28 @@ def test_an_agent_is_warmed_from_its_disk_and_from_other_agents(nodes: Nodes, se
     assert host_of(b).contains(name(cold[0]))
     status, message = kv("warm", *hexes(1), *asked)
     assert (status, "--node" in message) == (1, True)
+
+
+def test_a_redis_cluster_is_looked_after_alike(tmp_path: Path, secret: list[str]) -> None:
+    masters = start_cluster(tmp_path)
+    nodes = Nodes(masters[0].url.replace("redis:", "redis+cluster:"), tmp_path)
+    try:
+        put(nodes.start("a"), range(20))
+        dead = nodes.start("dead", OTHER_IDENTITY)
+        put(dead, range(20), OTHER_IDENTITY)
+        dead.close()
+        asked = ("--kv-index", nodes.url)
+        found = json.loads(kv("status", *asked, "--json")[1])["identities"]
+        assert {(space["weights"], space["blocks"]) for space in found} == {("weights-a", 20), ("weights-b", 20)}
+        assert rows("where", name(3).hex()[:8], *asked)[1][0]["places"][0]["node"] == "a"
+        assert rows("scrub", *asked, *secret)[1][0]["whole"] == 20
+        assert kv("drop", "--identity", OTHER_IDENTITY.digest().hex()[:8], *asked, "--yes")[0] == 0
+        found = json.loads(kv("status", *asked, "--json")[1])["identities"]
+        assert [space["weights"] for space in found] == ["weights-a"]
+    finally:
+        nodes.close()
+        for master in masters:
+            master.kill()
 
 
 # ── what is wrong is said ─────────────────────────────────────────────────────────────────────────────────────────────

@@ -172,11 +172,13 @@ local ends, node = string.match(lease, '^%d+|(%d+)|[^|]*|([^|]*)|')
 if tonumber(ends) + ARGV[2] > now then return 0 end
 redis.call('HDEL', KEYS[2], node)
 for i, key in ipairs({KEYS[1], KEYS[3], KEYS[4], KEYS[5]}) do redis.call('HDEL', key, ARGV[1]) end
+if #redis.call('HGETALL', KEYS[1]) == 0 then redis.call('HDEL', KEYS[2], '|next') end
 return 1
 """
 )
 """KEYS leases, numbers, generations, writes, about, the node's reverse set. ARGV number, ms. 1 if the node, without
-entries and dead for so long, is forgotten: names of nodes that never come back must not pile up."""
+entries and dead for so long, is forgotten: names of nodes that never come back must not pile up. With the last node
+the count of numbers goes too: no entry is left that could be mistaken."""
 
 RELEASE = (
     _NOW
