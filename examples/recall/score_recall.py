@@ -85,6 +85,7 @@ def main() -> None:
         if arguments.report:
             report = json.loads(arguments.report.read_text(encoding="utf-8"))
             kept["run"] = {key: report[key] for key in ("command", "machine", "dtype", "device", "lines", "run_s")}
+            kept["run"]["command"][0] = "spillway"
         kept["scores"] = {name: asdict(each) for name, each in scores.items()}
         arguments.json.write_text(json.dumps(kept, indent=1) + "\n")
 
