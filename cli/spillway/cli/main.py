@@ -135,6 +135,17 @@ def size(
 @app.command()
 def serve(
     jobs_dir: Annotated[Path, typer.Option(help="Where jobs and their results are kept.")],
+    agent_options: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[-- AGENT OPTIONS]", help="With --model: options of `spillway agent`."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Also run this model here, in an agent of our own: checkpoint folder or hub id."),
+    ] = None,
+    served_model: Annotated[
+        str | None, typer.Option(help="The name that jobs ask for. Default: what --model says.")
+    ] = None,
     listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where gRPC is served.")] = "127.0.0.1:7400",
     http: Annotated[
         str | None,
@@ -168,8 +179,10 @@ def serve(
     """Serve batch jobs over gRPC until SIGTERM.
 
     Clients submit files of requests, agents lease their lines. Everything is in JOBS_DIR: killed and started again, it
-    goes on where it was.
+    goes on where it was. With --model one of the agents is this command's own:
+    spillway serve --jobs-dir jobs --model ./smollm2 -- --device-kv 2GiB
     """
+    from spillway.cli.local_agent import LocalAgent
     from spillway.cli.serve import ServeOptions
     from spillway.cli.serve import serve as serve_jobs
     from spillway.gateway.service.coordinator import DEFAULT_MAX_INPUT_BYTES, ServiceConfig
@@ -183,7 +196,10 @@ def serve(
         sources=InputSources(tuple(input_source or ())),
         retention_s=None if retention is None else duration_s(retention),
     )
-    serve_jobs(ServeOptions(config, listen, tokens, tls_cert, tls_key, tls_client_ca, insecure, http))
+    if agent_options and model is None:
+        raise typer.BadParameter(f"{agent_options[0]}: options of an agent need --model")
+    local = None if model is None else LocalAgent(model, served_model or model, tuple(agent_options or ()))
+    serve_jobs(ServeOptions(config, listen, tokens, tls_cert, tls_key, tls_client_ca, insecure, http, local))
 
 
 app.command()(agent)

@@ -7,13 +7,15 @@ import contextlib
 import ipaddress
 import logging
 import signal
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from spillway.api.errors import SpillwayError
+from spillway.cli.local_agent import LocalAgent
 from spillway.gateway.http.door import DoorConfig, door
 from spillway.gateway.http.metrics import GatewayMetrics
-from spillway.gateway.service.access import Access
+from spillway.gateway.service.access import Access, Kind
 from spillway.gateway.service.coordinator import ServiceConfig
 from spillway.gateway.service.server import Tls, gateway
 
@@ -34,6 +36,7 @@ class ServeOptions:
     tls_client_ca: Path | None = None
     insecure: bool = field(default=False)
     http: str | None = None
+    agent: LocalAgent | None = None
 
     def tls(self) -> Tls | None:
         """Raises ServeError unless certificate and key are given together."""
@@ -64,7 +67,10 @@ def is_loopback(address: str) -> bool:
 
 
 def serve(options: ServeOptions) -> None:
-    """Serves until SIGTERM or SIGINT, then finishes what is under way. Raises ServeError, TokenFileError, JobError."""
+    """Serves until SIGTERM or SIGINT, then finishes what is under way.
+
+    Raises ServeError, TokenFileError, JobError; LocalAgentError if the agent that it started ends by itself.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     options.check_exposure()
     asyncio.run(_serve(options))
@@ -79,7 +85,12 @@ async def _serve(options: ServeOptions) -> None:
     metrics, tls = GatewayMetrics(), options.tls()
     try:
         async with contextlib.AsyncExitStack() as stack:
-            served = await stack.enter_async_context(gateway(options.service, options.listen, access, tls, metrics))
+            local = None
+            if options.agent is not None:
+                local = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spillway-"))) / "gateway"
+            served = await stack.enter_async_context(
+                gateway(options.service, options.listen, access, tls, metrics, local)
+            )
             http_port = 0
             if options.http is not None:
                 config = DoorConfig(options.http, access, tls)
@@ -88,6 +99,8 @@ async def _serve(options: ServeOptions) -> None:
             if options.http is not None:
                 scheme = "http" if tls is None else "https"
                 print(f"spillway: {scheme}://{options.http.rpartition(':')[0]}:{http_port}", flush=True)
+            if options.agent is not None and local is not None:
+                await stack.enter_async_context(options.agent.running(local, access.issue(Kind.AGENT), stopped))
             await stopped.wait()
             print("spillway: stopping", flush=True)
     except OSError as error:

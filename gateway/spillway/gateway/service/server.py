@@ -56,10 +56,12 @@ async def gateway(
     access: Access | None = None,
     tls: Tls | None = None,
     observer: Observer | None = None,
+    local: Path | None = None,
 ) -> AsyncIterator[Gateway]:
     """Serves on "host:port" (port 0: any free one) until the block ends; then finishes calls for up to a second.
 
-    Without `access` and `tls` it asks for no tokens and speaks plain text: for loopback only. Raises JobError if the
+    Without `access` and `tls` it asks for no tokens and speaks plain text: for loopback only. `local` is a Unix socket
+    where it serves, too, in plain text and with the same tokens: the folder says who gets there. Raises JobError if the
     data directory cannot be used, OSError if the address or a file of `tls` cannot.
     """
     coordinator = Coordinator(config)
@@ -74,6 +76,8 @@ async def gateway(
     reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     try:
         port = server.add_insecure_port(address) if tls is None else server.add_secure_port(address, tls.credentials())
+        if local is not None:
+            server.add_insecure_port(f"unix:{local}")
     except (RuntimeError, OSError) as error:
         await coordinator.stop()
         raise OSError(f"cannot listen on {address}: {error}") from error

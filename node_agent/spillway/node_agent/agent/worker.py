@@ -106,7 +106,8 @@ class Worker:
 
     def _blame(self, error: BaseException) -> None:
         """A line that breaks the engine must use up its attempts, or it would go from agent to agent for ever."""
-        log.error("the engine stopped", exc_info=error)
+        if self.loaded is not None:  # else the process ends with the reason in a sentence
+            log.error("the engine stopped", exc_info=error)
         for line in self._lines.values():
             message = f"the engine stopped: {type(error).__name__}"
             self._desk.finish(Outcome(line, LineError(ErrorCode.INTERNAL, message, line.line_number), retryable=True))
