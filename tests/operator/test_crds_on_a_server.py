@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from testcluster.control_plane import ControlPlane
-from testcluster.errors import ClusterError
+import yaml
+from kube import ApiError, Kube, ours
 
 ROOT = Path(__file__).parents[2]
-CRDS = ROOT / "manifests" / "crds"
 MODEL = {"model": "m"}
 JOB = {"model": "m", "input": {"inline": "{}"}}
 
@@ -36,7 +34,8 @@ REFUSED_AT_ONCE = [
     ("KVStore", {"managed": {"storageClassName": "fast"}}, "storageClassName needs storage"),
 ]
 REFUSED_LATER = [
-    ("ModelDeployment", MODEL, {"model": "other"}, "model cannot change"),
+    ("ModelDeployment", MODEL, {"model": "other"}, "model and modelVolume cannot change"),
+    ("ModelDeployment", MODEL, {**MODEL, "modelVolume": {"claimName": "c"}}, "model and modelVolume cannot change"),
     ("BatchJob", JOB, {**JOB, "priority": 3}, "only paused can change"),
     ("BatchJob", JOB, {**JOB, "deadline": "2030-01-01T00:00:00Z"}, "only paused can change"),
     ("KVStore", {"managed": {}}, {"external": {"urlSecret": {"name": "s"}}}, "a managed KVStore stays managed"),
@@ -50,51 +49,43 @@ REFUSED_LATER = [
 ]
 
 
-@pytest.fixture(scope="module")
-def server(control_plane: ControlPlane) -> ControlPlane:
-    control_plane.kubectl("apply", "--server-side", "-f", str(CRDS))
-    control_plane.kubectl("wait", "--for=condition=Established", "--timeout=60s", "-f", str(CRDS))
-    return control_plane
-
-
-def apply(server: ControlPlane, kind: str, spec: dict[str, Any], *options: str) -> dict[str, Any]:
-    manifest = {"apiVersion": "spillway.dev/v1alpha1", "kind": kind, "metadata": {"name": "ruled"}, "spec": spec}
-    words = ("replace", "--force") if "--force" in options else ("apply", "--server-side", "--force-conflicts")
-    more = [each for each in options if each != "--force"]
-    answer: dict[str, Any] = json.loads(
-        server.kubectl(*words, *more, "-o", "json", "-f", "-", stdin=json.dumps(manifest))
-    )
-    return answer
+def apply(kube: Kube, space: str, kind: str, spec: dict[str, Any], **query: str) -> dict[str, Any]:
+    return kube.apply(ours(kind, "ruled", **spec), space, **query)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "manifests" / "samples").glob("*.yaml")), ids=lambda path: path.stem)
-def test_samples_are_accepted(server: ControlPlane, path: Path) -> None:
-    server.kubectl("create", "--validate=strict", "--dry-run=server", "-f", str(path))
+def test_samples_are_accepted(kube: Kube, path: Path) -> None:
+    kube.create(yaml.safe_load(path.read_text()), "default", dryRun="All", fieldValidation="Strict")
 
 
 @pytest.mark.parametrize(("kind", "spec", "message"), REFUSED_AT_ONCE)
-def test_rules_refuse(server: ControlPlane, kind: str, spec: dict[str, Any], message: str) -> None:
-    with pytest.raises(ClusterError, match=message):
-        apply(server, kind, spec, "--dry-run=server")
+def test_rules_refuse(kube: Kube, kind: str, spec: dict[str, Any], message: str) -> None:
+    with pytest.raises(ApiError, match=message):
+        apply(kube, "default", kind, spec, dryRun="All")
+
+
+@pytest.mark.parametrize("kind", ["ModelDeployment", "KVStore"])
+@pytest.mark.parametrize("name", ["qwen2.5", "4bit", "a" * 51])
+def test_names_that_cannot_be_host_names_are_refused(kube: Kube, kind: str, name: str) -> None:
+    spec = MODEL if kind == "ModelDeployment" else {"managed": {}}
+    with pytest.raises(ApiError, match="up to 50 lower-case letters, digits and dashes"):
+        kube.create(ours(kind, name, **spec), "default", dryRun="All")
 
 
 @pytest.mark.parametrize(("kind", "spec", "changed", "message"), REFUSED_LATER)
 def test_what_is_fixed_stays(
-    server: ControlPlane, kind: str, spec: dict[str, Any], changed: dict[str, Any], message: str
+    kube: Kube, kind: str, spec: dict[str, Any], changed: dict[str, Any], message: str
 ) -> None:
-    apply(server, kind, spec)
+    apply(kube, "default", kind, spec)
     try:
-        with pytest.raises(ClusterError, match=message):
-            apply(server, kind, changed)
+        with pytest.raises(ApiError, match=message):
+            apply(kube, "default", kind, changed)
     finally:
-        server.kubectl("delete", kind.lower(), "ruled")
+        kube.delete(kind, "ruled", "default")
 
 
-def test_defaults_are_filled_in_and_replicas_scale(server: ControlPlane) -> None:
-    made = apply(server, "ModelDeployment", MODEL)
-    try:
-        assert (made["spec"]["kv"]["blockTokens"], made["spec"]["resources"]["memory"]) == (16, "4Gi")
-        server.kubectl("scale", "mdep/ruled", "--replicas=3")
-        assert server.kubectl("get", "mdep", "ruled", "-o", "jsonpath={.spec.replicas}") == "3"
-    finally:
-        server.kubectl("delete", "mdep", "ruled")
+def test_defaults_are_filled_in_and_replicas_scale(kube: Kube, space: str) -> None:
+    made = apply(kube, space, "ModelDeployment", MODEL)
+    assert (made["spec"]["kv"]["blockTokens"], made["spec"]["resources"]["memory"]) == (16, "4Gi")
+    kube.plane.kubectl("scale", "mdep/ruled", "--replicas=3", "-n", space)
+    assert kube.get("ModelDeployment", "ruled", space)["spec"]["replicas"] == 3

@@ -3,51 +3,44 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import threading
-import time
+import base64
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from testcluster.control_plane import ControlPlane
+from kube import Kube, ours, said
+from operated import config
 
 from spillway.operator.cluster import Cluster, Key
+from spillway.operator.config import OperatorConfig, RedisSettings
 from spillway.operator.deployments import Deployments
-from spillway.operator.desired import agents
-from spillway.operator.desired.deployment_status import rfc3339
-from spillway.operator.errors import ClusterError, ConflictError
-
-CRDS = Path(__file__).parents[2] / "manifests" / "crds"
-SETTINGS = agents.AgentSettings(image="spillway-agent:test", gateway="spillway-gateway:7400")
-SPACE = "deployments"
-NODES = ("gpu-a", "gpu-b")
+from spillway.operator.errors import ClusterError, ConflictError, RefusedError
+from spillway.operator.kv_stores import KVStores
 
 
 class Field:
-    """A namespace with two nodes of one GPU each, and looks at the one deployment in it."""
+    """A namespace beside two nodes of one GPU each, and looks at the one deployment in it."""
 
-    def __init__(self, server: ControlPlane) -> None:
-        self.server = server
+    def __init__(self, kube: Kube, space: str) -> None:
+        self.kube, self.space = kube, space
+        self.config: OperatorConfig = config()
         self.now_s = 1_800_000_000.0
 
     def apply(self, **spec: Any) -> None:
-        manifest = {"apiVersion": "spillway.dev/v1alpha1", "kind": "ModelDeployment", "metadata": {"name": "m"}}
         resources = {"gpus": 1, "cpu": "100m", "memory": "1Gi"}
-        self._put(manifest | {"spec": {"model": "/models/m", "resources": resources} | spec})
-
-    def _put(self, manifest: dict[str, Any]) -> None:
-        words = ("apply", "--server-side", "--force-conflicts", "-n", SPACE, "-f", "-")
-        self.server.kubectl(*words, stdin=json.dumps(manifest))
+        self.kube.apply(
+            ours("ModelDeployment", "m", **{"model": "/models/m", "resources": resources} | spec), self.space
+        )
 
     def look(self, settings: type[Cluster] = Cluster) -> tuple[float | None, int]:
         """One reconciliation of an operator that was just started: its wake time, and how much it wrote."""
 
         async def once() -> tuple[float | None, int]:
             async with settings() as cluster:
-                wake = await Deployments(cluster, SETTINGS, asyncio.Lock()).reconcile(SPACE, "m", self.now_s)
+                stores = KVStores(cluster, RedisSettings(image="redis:test"))
+                deployments = Deployments(cluster, self.config, stores, asyncio.Lock())
+                wake = await deployments.reconcile(self.space, "m", self.now_s)
                 return wake, cluster.writes
 
         return asyncio.run(once())
@@ -63,66 +56,29 @@ class Field:
         raise AssertionError("a hot loop: twenty looks, and still something to write")
 
     def pods(self) -> dict[str, Any]:
-        listed = json.loads(self.server.kubectl("get", "pods", "-n", SPACE, "-o", "json"))
-        return {each["metadata"]["name"]: each for each in listed["items"]}
+        found = self.kube.list("Pod", self.space).items()
+        return {name: pod for name, pod in found if "spillway.dev/deployment" in pod["metadata"]["labels"]}
+
+    def deployment(self) -> dict[str, Any]:
+        return self.kube.get("ModelDeployment", "m", self.space)
 
     def status(self) -> dict[str, Any]:
-        found = json.loads(self.server.kubectl("get", "mdep", "m", "-n", SPACE, "-o", "json"))
-        status: dict[str, Any] = found.get("status", {})
+        status: dict[str, Any] = self.deployment().get("status", {})
         return status
 
     def set_phase(self, pod: str, phase: str, ready: str = "False") -> None:
         """What a kubelet would say."""
         status = {"phase": phase, "conditions": [{"type": "Ready", "status": ready}]}
-        words = ("patch", "pod", pod, "-n", SPACE, "--subresource=status", "--type=merge", "-p")
-        self.server.kubectl(*words, json.dumps({"status": status}))
+        self.kube.patch("Pod", pod, self.space, {"status": status}, "/status")
 
-
-@pytest.fixture(scope="module")
-def server(control_plane: ControlPlane) -> Iterator[ControlPlane]:
-    control_plane.kubectl("apply", "--server-side", "-f", str(CRDS))
-    control_plane.kubectl("wait", "--for=condition=Established", "--timeout=60s", "-f", str(CRDS))
-    for name in NODES:
-        node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}}
-        control_plane.kubectl("create", "-f", "-", stdin=json.dumps(node))
-    stopped = threading.Event()
-    heart = threading.Thread(target=beat, args=(control_plane, stopped))
-    heart.start()
-    control_plane.wait(lambda: untainted(control_plane), "the nodes are ready")
-    former = os.environ.get("KUBECONFIG")
-    os.environ["KUBECONFIG"] = str(control_plane.kubeconfig)
-    yield control_plane
-    if former is None:
-        del os.environ["KUBECONFIG"]
-    else:
-        os.environ["KUBECONFIG"] = former
-    stopped.set()
-    heart.join()
-    control_plane.kubectl("delete", "node", *NODES)
-
-
-def beat(server: ControlPlane, stopped: threading.Event) -> None:
-    """Says that the nodes are ready, as kubelets would: who falls silent loses its pods."""
-    offered = {"cpu": "4", "memory": "8Gi", "pods": "20", "nvidia.com/gpu": "1"}
-    while True:
-        ready = {"type": "Ready", "status": "True", "lastHeartbeatTime": rfc3339(time.time())[:19] + "Z"}
-        status = {"capacity": offered, "allocatable": offered, "conditions": [ready]}
-        patch = json.dumps({"status": status})
-        server.kubectl("patch", "node", *NODES, "--subresource=status", "--type=merge", "-p", patch)
-        if stopped.wait(4.0):
-            return
-
-
-def untainted(server: ControlPlane) -> bool:
-    return server.kubectl("get", "nodes", "-o", "jsonpath={.items[*].spec.taints}") == ""
+    def lose(self, pod: str) -> None:
+        """What a node controller would do."""
+        self.kube.delete("Pod", pod, self.space, gracePeriodSeconds=0)
 
 
 @pytest.fixture
-def field(server: ControlPlane) -> Iterator[Field]:
-    server.kubectl("create", "namespace", SPACE)
-    yield Field(server)
-    server.kubectl("delete", "pods", "--all", "-n", SPACE, "--grace-period=0", "--force")
-    server.kubectl("delete", "namespace", SPACE, "--timeout=100s")
+def field(nodes: Kube, space: str) -> Iterator[Field]:
+    return Field(nodes, space)
 
 
 def test_pods_wait_at_their_gates_until_nodes_are_chosen(field: Field) -> None:
@@ -139,7 +95,7 @@ def test_pods_wait_at_their_gates_until_nodes_are_chosen(field: Field) -> None:
     assert set(nodes) == {"m-0-1", "m-1-1"}
     assert set(nodes.values()) == {"gpu-a", "gpu-b"}
     assert not any(pod["spec"].get("schedulingGates") for pod in field.pods().values())
-    assert field.server.kubectl("get", "service", "m-agents", "-n", SPACE, "-o", "jsonpath={.spec.clusterIP}") == "None"
+    assert field.kube.get("Service", "m-agents", field.space)["spec"]["clusterIP"] == "None"
 
 
 def agents_node(pod: dict[str, Any]) -> str:
@@ -153,9 +109,9 @@ def test_without_room_the_gate_stays_and_the_status_says_what_is_missing(field: 
     field.look_until_quiet()
     gated = [name for name, pod in field.pods().items() if pod["spec"].get("schedulingGates")]
     assert len(gated) == 1
-    said = {each["type"]: each for each in field.status()["conditions"]}
-    assert said["Placed"]["status"] == "False"
-    assert "needs 1 GPU and 1 GiB on one node; the largest free is no GPU" in said["Placed"]["message"]
+    placed = said(field.deployment(), "Placed")
+    assert placed["status"] == "False"
+    assert "needs 1 GPU and 1 GiB on one node; the largest free is no GPU" in placed["message"]
     assert field.look() == (field.now_s + 10.0, 0)
 
 
@@ -167,7 +123,7 @@ def test_a_lost_agent_is_followed_by_the_next_generation(field: Field) -> None:
     assert field.status()["readyReplicas"] == 1
     field.set_phase("m-0-1", "Failed")
     field.look()
-    field.server.kubectl("delete", "pod", "m-0-1", "-n", SPACE, "--grace-period=0", "--force", "--ignore-not-found")
+    field.lose("m-0-1")
     wake, _ = field.look()
     assert wake is not None
     assert field.pods() == {}, "it rests after a failure"
@@ -212,10 +168,9 @@ def test_killed_at_any_write_and_started_again_doubles_nothing(field: Field, aft
 def test_deleted_it_takes_everything_along(field: Field) -> None:
     field.apply()
     field.look_until_quiet()
-    field.server.kubectl("delete", "mdep", "m", "-n", SPACE)
-    field.server.wait(lambda: all("deletionTimestamp" in each["metadata"] for each in field.pods().values()), "pods go")
-    words = ("get", "service", "-n", SPACE, "-o", "name")
-    field.server.wait(lambda: field.server.kubectl(*words) == "", "the service goes")
+    field.kube.delete("ModelDeployment", "m", field.space)
+    field.kube.wait(lambda: all("deletionTimestamp" in each["metadata"] for each in field.pods().values()), "pods go")
+    field.kube.wait(lambda: not field.kube.find("Service", "m-agents", field.space), "the service goes")
     assert field.look() == (None, 0)
 
 
@@ -223,9 +178,9 @@ def test_what_cannot_run_yet_is_said_and_nothing_is_made(field: Field) -> None:
     field.apply(parallelism={"tensor": 2})
     field.look_until_quiet()
     assert field.pods() == {}
-    (said,) = field.status()["conditions"]
-    assert (said["reason"], said["status"]) == ("NotSupported", "False")
-    assert "over 2 ranks is not supported yet" in said["message"]
+    ready = said(field.deployment(), "Ready")
+    assert (ready["reason"], ready["status"]) == ("NotSupported", "False")
+    assert "over 2 ranks is not supported yet" in ready["message"]
 
 
 def test_an_object_changed_since_it_was_read_is_a_conflict(field: Field) -> None:
@@ -235,7 +190,82 @@ def test_an_object_changed_since_it_was_read_is_a_conflict(field: Field) -> None
     async def stale() -> None:
         async with Cluster() as cluster:
             patch = {"metadata": {"resourceVersion": "1"}, "spec": {"schedulingGates": []}}
-            await cluster.merge(Key("Pod", SPACE, "m-0-1"), patch)
+            await cluster.merge(Key("Pod", field.space, "m-0-1"), patch)
 
     with pytest.raises(ConflictError):
         asyncio.run(stale())
+
+
+def secret(field: Field, name: str) -> dict[str, str]:
+    found = field.kube.find("Secret", name, field.space)
+    return {} if found is None else {key: base64.b64decode(value).decode() for key, value in found["data"].items()}
+
+
+def test_agents_get_tokens_and_what_replaces_them(field: Field, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("first\n")
+    field.config = config(agents={}).model_copy(
+        update={"gateway": field.config.gateway.model_copy(update={"agent_token_file": tmp_path / "token"})}
+    )
+    field.apply()
+    field.look_until_quiet()
+    assert secret(field, "m-agents") == {"token": "first"}
+    (tmp_path / "token").write_text("second\n")
+    field.look_until_quiet()
+    assert secret(field, "m-agents") == {"token": "second"}
+    assert set(field.pods()) == {"m-0-1"}, "the kubelet replaces the file; nothing starts again"
+
+
+def test_agents_wait_for_their_kv_store_and_outlive_it(field: Field) -> None:
+    field.apply(kv={"host": "64Mi"}, kvStore={"name": "blocks"})
+    field.look_until_quiet()
+    assert all(pod["spec"].get("schedulingGates") for pod in field.pods().values())
+    assert said(field.deployment(), "Ready")["message"] == "0 of 1 groups are ready; the KVStore blocks does not exist"
+    field.kube.apply(ours("KVStore", "blocks", managed={}), field.space)
+
+    async def make() -> None:
+        async with Cluster() as cluster:
+            await KVStores(cluster, RedisSettings(image="redis:test")).reconcile(field.space, "blocks", field.now_s)
+
+    asyncio.run(make())
+    field.look_until_quiet()
+    assert not any(pod["spec"].get("schedulingGates") for pod in field.pods().values())
+    store = secret(field, "blocks-redis") | secret(field, "blocks-peers")
+    assert secret(field, "m-agents") == {"kv-index": store["url"], "peer-token": store["peer-token"]}
+    field.kube.delete("KVStore", "blocks", field.space)
+    field.look_until_quiet()
+    assert set(field.pods()) == {"m-0-1"}
+    assert said(field.deployment(), "BlocksShared")["status"] == "False"
+
+
+def test_a_name_that_serves_another_model_elsewhere_is_refused(field: Field) -> None:
+    other = ours("ModelDeployment", "m", model="/models/other", replicas=0)
+    elder = field.kube.apply(other, "default")["metadata"]["creationTimestamp"]
+    try:
+        field.kube.wait(lambda: made_after(field, elder), "a later second")
+        field.look_until_quiet()
+        assert field.pods() == {}
+        assert "default/m, which has another model" in said(field.deployment(), "Ready")["message"]
+    finally:
+        field.kube.delete("ModelDeployment", "m", "default")
+    field.look_until_quiet()
+    assert set(field.pods()) == {"m-0-1"}
+
+
+def made_after(field: Field, elder: str) -> bool:
+    """Ages are told in seconds."""
+    field.kube.delete("ModelDeployment", "m", field.space)
+    field.apply()
+    created: str = field.deployment()["metadata"]["creationTimestamp"]
+    return created > elder
+
+
+def test_what_the_cluster_refuses_is_told(field: Field) -> None:
+    label = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
+    field.kube.patch("Namespace", field.space, "", label)
+    field.config = config(agents={"volumes": [{"name": "torch", "hostPath": {"path": "/opt"}}]})
+    field.apply()
+    with pytest.raises(RefusedError):
+        field.look()
+    ready = said(field.deployment(), "Ready")
+    assert ready["reason"] == "Refused"
+    assert "restricted volume types" in ready["message"]

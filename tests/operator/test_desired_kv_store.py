@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 from spillway.api.resources import Condition, KVStore
+from spillway.operator.config import RedisSettings
 from spillway.operator.desired.conditions import Finding, conditions
-from spillway.operator.desired.kv_store import RedisImage, objects, secret, url_secret
+from spillway.operator.desired.kv_store import external_endpoint, objects, secret, url_secret
 
 PASSWORD = "not-a-secret-in-a-test"
-IMAGE = RedisImage("redis:8")
+IMAGE = RedisSettings(image="redis:8")
 
 
 def store(**spec: Any) -> KVStore:
@@ -30,6 +31,21 @@ def test_an_external_store_needs_nothing_but_its_secret() -> None:
     external = store(external={"urlSecret": {"name": "redis", "key": "address"}})
     assert objects(external, IMAGE) == []
     assert url_secret(external) == ("redis", "address")
+
+
+@pytest.mark.parametrize(
+    ("url", "endpoint"),
+    [
+        ("redis://user:secret@r.example:7000/2", "redis://r.example:7000/2"),
+        ("rediss://:secret@r.example", "rediss://r.example:6379"),
+        ("redis://:secret@[fd00::1]:6380/0", "redis://[fd00::1]:6380/0"),
+        ("https://r.example", None),
+        ("redis://", None),
+        ("redis://r.example:port", None),
+    ],
+)
+def test_an_endpoint_has_no_credentials(url: str, endpoint: str | None) -> None:
+    assert external_endpoint(url) == endpoint
 
 
 def test_agents_find_a_managed_store_through_its_secret() -> None:

@@ -96,3 +96,11 @@ def test_refusals_name_what_is_missing() -> None:
     assert said(needs(cpu_millis=500), node("a", cpu_millis=200)).endswith("the most free there is 200m (a)")
     assert "labels" in said(needs(node_selector={"zone": "x"}), node("a"))
     assert "taint" in said(needs(), node("a", taints=(Taint("k", "v", "NoSchedule"),)))
+
+
+def test_a_node_takes_no_more_pods_than_it_says() -> None:
+    full, free = node("a", pods=0), node("b", pods=1)
+    assert place(needs(), [full, free], {}) == free
+    answer = place(needs(), [full, free.less(needs())], {})
+    assert isinstance(answer, Refusal)
+    assert answer.message.endswith("every node there has as many pods as it takes")

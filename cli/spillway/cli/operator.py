@@ -4,22 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 
 def operator(
-    agent_image: Annotated[str, typer.Option(help="Image of agents, whose entry point is `spillway`.")],
-    gateway: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where agents get their lines.")],
-    namespace: Annotated[str, typer.Option(help="Where the Lease is that one operator holds.")] = "default",
+    config: Annotated[Path, typer.Option(help="What agents are made of and where the gateway is, JSON.")],
+    namespace: Annotated[
+        str | None, typer.Option(help="Where the Lease is that one operator holds. Default: that of the own pod.")
+    ] = None,
+    health_listen: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where /healthz is. Default: nowhere.")
+    ] = None,
 ) -> None:
-    """Run agents for the ModelDeployments of a cluster, until SIGTERM.
+    """Carry out the ModelDeployments, BatchJobs and KVStores of a cluster, until SIGTERM.
 
-    Killed or away, nothing stops: agents go on, and the next operator goes on from what it finds.
+    Killed or away, nothing stops: agents go on, and the next operator goes on from what it finds. Ends with status 1
+    when another operator has taken over.
     """
-    from spillway.operator.desired.agents import AgentSettings
-    from spillway.operator.process import run
+    from spillway.operator.config import OperatorConfig
+    from spillway.operator.leadership import LeadershipLostError
+    from spillway.operator.process import Process, own_namespace, run
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    asyncio.run(run(AgentSettings(agent_image, gateway), namespace))
+    # Of Kopf a person needs what goes wrong, not its own doings; of its objects nothing: we say what we do with them.
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+    process = Process(OperatorConfig.load(config), namespace or own_namespace(), health_listen)
+    try:
+        asyncio.run(run(process))
+    except LeadershipLostError as error:
+        print(f"spillway: {error}; start it again", file=sys.stderr)
+        raise typer.Exit(1) from error

@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 import ssl
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
 import kopf
 
+from spillway.api.resources.common import Part
+from spillway.operator.desired.drift import holds
 from spillway.operator.errors import ConflictError, NotFoundError, RefusedError, UnreachableError
 from spillway.operator.names import FIELD_MANAGER
 
 Manifest = dict[str, Any]
 _TIMEOUT_S = 30.0
+_LOGIN_S = 60.0
+"""How long a login is used: tokens of service accounts are replaced within the hour."""
+_UNAUTHORIZED, _BUSY, _TROUBLE = 401, 429, 500
 _PLURALS = {
-    "ModelDeployment": "/apis/spillway.dev/v1alpha1/namespaces/{}/modeldeployments",
+    "BatchJob": "/apis/spillway.dev/v1alpha1/namespaces/{}/batchjobs",
+    "ConfigMap": "/api/v1/namespaces/{}/configmaps",
+    "KVStore": "/apis/spillway.dev/v1alpha1/namespaces/{}/kvstores",
     "Lease": "/apis/coordination.k8s.io/v1/namespaces/{}/leases",
+    "ModelDeployment": "/apis/spillway.dev/v1alpha1/namespaces/{}/modeldeployments",
     "Pod": "/api/v1/namespaces/{}/pods",
+    "Secret": "/api/v1/namespaces/{}/secrets",
     "Service": "/api/v1/namespaces/{}/services",
+    "StatefulSet": "/apis/apps/v1/namespaces/{}/statefulsets",
 }
 
 
@@ -38,15 +53,29 @@ class Key:
         return f"{_PLURALS[self.kind].format(self.namespace)}/{self.name}"
 
 
-class Cluster:
-    """An API server. Every method raises ClusterError, by what went wrong. `writes` counts what was sent."""
+@dataclass(frozen=True, slots=True)
+class _Login:
+    server: str
+    headers: dict[str, str]
+    context: ssl.SSLContext
+    since_s: float
 
-    def __init__(self) -> None:
+
+class Cluster:
+    """An API server. Every method raises ClusterError, by what went wrong. `writes` counts what was sent.
+
+    `may_write` is asked before each write, and raises where another operator may be acting by now.
+    """
+
+    def __init__(self, may_write: Callable[[], None] = lambda: None) -> None:
         self.writes = 0
+        self._may_write = may_write
+        self._login: _Login | None = None
 
     async def __aenter__(self) -> Self:
         timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
-        self._session = aiohttp.ClientSession(timeout=timeout)
+        agent = f"{FIELD_MANAGER}/{version('spillway')}"
+        self._session = aiohttp.ClientSession(timeout=timeout, headers={"User-Agent": agent})
         return self
 
     async def __aexit__(
@@ -58,9 +87,9 @@ class Cluster:
         """The object as it is now."""
         return await self._call("GET", key.path)
 
-    async def list(self, path: str, selector: str = "") -> list[Manifest]:
-        """All objects under a path, read from the server's store."""
-        answer = await self._call("GET", path, query={"labelSelector": selector} if selector else None)
+    async def list(self, path: str, **query: str) -> list[Manifest]:
+        """All objects under a path, read from the server's store. `query`: selectors."""
+        answer = await self._call("GET", path, query=query or None)
         items: list[Manifest] = answer["items"]
         return items
 
@@ -82,6 +111,7 @@ class Cluster:
 
     async def delete(self, key: Key) -> None:
         """No error where it is gone already."""
+        self._may_write()
         self.writes += 1
         try:
             await self._call("DELETE", key.path)
@@ -91,6 +121,7 @@ class Cluster:
     async def _write(
         self, method: str, path: str, body: Manifest, content: str, query: dict[str, str] | None = None
     ) -> Manifest:
+        self._may_write()
         self.writes += 1
         query = {"fieldManager": FIELD_MANAGER} | (query or {})
         return await self._call(method, path, query, json.dumps(body).encode(), content)
@@ -103,10 +134,11 @@ class Cluster:
         body: bytes | None = None,
         content: str = "application/json",
     ) -> Manifest:
-        server, headers, context = _login()
+        login = self._logged_in()
+        headers = login.headers | {"Content-Type": content}
         try:
             async with self._session.request(
-                method, server + path, params=query, data=body, headers=headers | {"Content-Type": content}, ssl=context
+                method, login.server + path, params=query, data=body, headers=headers, ssl=login.context
             ) as answer:
                 text = await answer.text()
                 status = answer.status
@@ -115,14 +147,72 @@ class Cluster:
         if status < 300:
             found: Manifest = json.loads(text)
             return found
-        message = f"{method} {path}: {status} {text[:500]}"
+        if status == _UNAUTHORIZED:
+            self._login = None
+        message = f"{method} {path}: {status} {_reason(text)}"
+        if status == _BUSY or status >= _TROUBLE:
+            raise UnreachableError(message)
         raise {404: NotFoundError, 409: ConflictError}.get(status, RefusedError)(message)
 
+    def _logged_in(self) -> _Login:
+        if self._login is None or time.monotonic() - self._login.since_s > _LOGIN_S:
+            self._login = _log_in(self._login)
+        return self._login
 
-def _login() -> tuple[str, dict[str, str], ssl.SSLContext]:
-    """Anew for each call: tokens of service accounts are replaced within the hour."""
+
+def _log_in(former: _Login | None) -> _Login:
     settings = kopf.OperatorSettings()
     found = kopf.login_with_service_account(settings=settings) or kopf.login_with_kubeconfig(settings=settings)
     if found is None:
         raise UnreachableError("no service account here and no kubeconfig")
-    return found.server, dict(found.as_http_headers()), found.as_ssl_context()
+    headers = dict(found.as_http_headers())
+    # The same context as long as nothing changed: connections are kept by it.
+    same = former is not None and (former.server, former.headers) == (found.server, headers)
+    context = former.context if former is not None and same else found.as_ssl_context()
+    return _Login(found.server, headers, context, time.monotonic())
+
+
+def _reason(text: str) -> str:
+    """The message in an answer of the API server, which is a Status in JSON."""
+    try:
+        said = json.loads(text)
+    except ValueError:
+        return text[:500]
+    return str(said.get("message", text))[:500] if isinstance(said, dict) else text[:500]
+
+
+async def secret_value(cluster: Cluster, namespace: str, name: str, key: str) -> bytes | None:
+    """An entry of a Secret; None if there is no such Secret or entry. Raises ClusterError."""
+    try:
+        found = await cluster.get(Key("Secret", namespace, name))
+        return base64.b64decode(found.get("data", {})[key], validate=True)
+    except (NotFoundError, KeyError, binascii.Error):
+        return None
+
+
+async def ensure(cluster: Cluster, desired: Manifest) -> tuple[Manifest, bool]:
+    """Writes an object only where it is not what it should be. Returns it, and whether it was written.
+
+    Raises ClusterError.
+    """
+    metadata = desired["metadata"]
+    try:
+        observed = await cluster.get(Key(desired["kind"], metadata["namespace"], metadata["name"]))
+    except NotFoundError:
+        return await cluster.apply(desired), True
+    return (observed, False) if holds(observed, desired) else (await cluster.apply(desired), True)
+
+
+async def tell_status(cluster: Cluster, key: Key, manifest: Manifest, status: Part) -> bool:
+    """Writes the status of the object in `manifest` where it changed. Returns whether it did.
+
+    Raises ConflictError where the object changed since it was read.
+    """
+    said = status.model_dump(by_alias=True, exclude_none=True, mode="json")
+    former = manifest.get("status", {})
+    if said == former:
+        return False
+    gone = {field: None for field in former if field not in said}
+    metadata = {"resourceVersion": manifest["metadata"]["resourceVersion"]}
+    await cluster.merge(key, {"metadata": metadata, "status": said | gone}, "/status")
+    return True

@@ -1,8 +1,16 @@
-"""What can go wrong between the operator and a cluster."""
+"""What can go wrong between the operator, a cluster and a gateway."""
 
 from __future__ import annotations
 
 from spillway.api.errors import SpillwayError
+
+
+class ConfigError(SpillwayError):
+    """What the operator was told at its start cannot be used."""
+
+
+class GatewayError(SpillwayError):
+    """The gateway did not do what was asked; it is asked again."""
 
 
 class ClusterError(SpillwayError):
@@ -10,7 +18,7 @@ class ClusterError(SpillwayError):
 
 
 class UnreachableError(ClusterError):
-    """No answer, or no credentials to ask with."""
+    """No answer, none for now, or no credentials to ask with."""
 
 
 class NotFoundError(ClusterError):
@@ -22,4 +30,4 @@ class ConflictError(ClusterError):
 
 
 class RefusedError(ClusterError):
-    """Invalid, forbidden, or the server is in trouble: the message says which."""
+    """Invalid or forbidden: the message says which."""

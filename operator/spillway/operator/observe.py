@@ -72,6 +72,7 @@ def _whole(node: Manifest) -> Node:
         gpus=int(offered.get(GPU, "0")),
         memory_bytes=quantity_bytes(offered.get("memory", "0")),
         cpu_millis=cpu_millis(offered.get("cpu", "0")),
+        pods=int(offered.get("pods", "0")),
         ready=not spec.get("unschedulable", False)
         and any(each["type"] == "Ready" and each["status"] == "True" for each in status.get("conditions", ())),
         labels=node["metadata"].get("labels", {}),

@@ -49,6 +49,7 @@ class Node:
     gpus: int
     memory_bytes: int
     cpu_millis: int
+    pods: int = 110
     ready: bool = True
     labels: Mapping[str, str] = field(default_factory=dict)
     taints: tuple[Taint, ...] = ()
@@ -60,12 +61,16 @@ class Node:
             gpus=self.gpus - needs.gpus,
             memory_bytes=self.memory_bytes - needs.memory_bytes,
             cpu_millis=self.cpu_millis - needs.cpu_millis,
+            pods=self.pods - 1,
         )
 
     def fits(self, needs: Needs) -> bool:
         """Whether an agent more has room."""
         return (
-            self.gpus >= needs.gpus and self.memory_bytes >= needs.memory_bytes and self.cpu_millis >= needs.cpu_millis
+            self.pods >= 1
+            and self.gpus >= needs.gpus
+            and self.memory_bytes >= needs.memory_bytes
+            and self.cpu_millis >= needs.cpu_millis
         )
 
     def allows(self, needs: Needs) -> bool:
@@ -113,6 +118,9 @@ def _missing(needs: Needs, nodes: list[Node], allowed: list[Node]) -> str:
         if ready == 0:
             return f"{wanted}; none of {len(nodes)} nodes is ready"
         return f"{wanted}; none of {ready} ready nodes has the labels asked for without a taint against it"
+    if all(node.pods < 1 for node in allowed):
+        return f"{wanted}; every node there has as many pods as it takes"
+    allowed = [node for node in allowed if node.pods >= 1]
     enough_gpus = [node for node in allowed if node.gpus >= needs.gpus]
     if not enough_gpus:
         best = max(allowed, key=lambda node: (node.gpus, node.memory_bytes, node.name))

@@ -1,49 +1,95 @@
-"""The operator as a process: watches by Kopf, one queue of work, one leader."""
+"""The operator as a process: watches by Kopf, work by kind, one leader."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
 import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import kopf
+from aiohttp import web
 
+from spillway.operator.batch_jobs import BatchJobs
 from spillway.operator.cluster import Cluster
+from spillway.operator.config import OperatorConfig
 from spillway.operator.deployments import Deployments
-from spillway.operator.desired.agents import AgentSettings
-from spillway.operator.leadership import Leadership
-from spillway.operator.names import DEPLOYMENT_LABEL
+from spillway.operator.errors import ConfigError
+from spillway.operator.gateway import Gateway
+from spillway.operator.kv_stores import KVStores
+from spillway.operator.leadership import Leadership, LeaseTimes
+from spillway.operator.names import DEPLOYMENT_LABEL, STORE_LABEL
 from spillway.operator.work import Work
 
 log = logging.getLogger(__name__)
 
+_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+_SETTLE_S = 0.1
+"""Events come in bundles: what we write comes back as one, and so does what others make of it."""
+_LANES = 4
+"""Objects of a kind that are looked at side by side: one that waits for a slow gateway does not hold up the others."""
 
-async def run(settings: AgentSettings, namespace: str) -> None:
-    """Until SIGTERM or SIGINT. `namespace`: where the Lease is. Raises LeadershipLostError: start again."""
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """How one operator runs. `namespace`: where the Lease is; `health`: "host:port" of /healthz, or None."""
+
+    config: OperatorConfig
+    namespace: str
+    health: str | None = None
+    times: LeaseTimes = field(default_factory=LeaseTimes)
+
+
+def own_namespace() -> str:
+    """That of the pod we run in, else "default"."""
+    try:
+        return _NAMESPACE.read_text().strip()
+    except OSError:
+        return "default"
+
+
+async def run(process: Process) -> None:
+    """Until SIGTERM or SIGINT. Raises LeadershipLostError: start again. Raises ConfigError, TargetError."""
     identity = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-    async with Cluster() as cluster:
-        leadership = Leadership(cluster, namespace, identity)
+    async with _healthy(process.health), Cluster() as lease_cluster:
+        leadership = Leadership(lease_cluster, process.namespace, identity, process.times)
+        log.info("waiting for the Lease as %s", identity)
         await leadership.acquire()
-        log.info("leading as %s", identity)
-        work = Work(Deployments(cluster, settings, asyncio.Lock()).reconcile)
-        watching = asyncio.create_task(_watch(work))
-        tasks = [watching, asyncio.create_task(work.run()), asyncio.create_task(leadership.keep())]
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                if not task.cancelled():  # Kopf cancels what it finds in the loop when it stops
-                    task.result()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        log.info("leading")
+        async with Cluster(leadership.check) as cluster, Gateway(process.config.gateway.target()) as gateway:
+            await _lead(cluster, gateway, process.config, leadership)
         await leadership.release()
 
 
-async def _watch(work: Work) -> None:
+async def _lead(cluster: Cluster, gateway: Gateway, config: OperatorConfig, leadership: Leadership) -> None:
+    stores = KVStores(cluster, config.redis)
+    deployments = Deployments(cluster, config, stores, asyncio.Lock())
+    works = {
+        "ModelDeployment": Work("ModelDeployment", deployments.reconcile, _LANES),
+        "BatchJob": Work("BatchJob", BatchJobs(cluster, gateway).reconcile, _LANES),
+        "KVStore": Work("KVStore", stores.reconcile, _LANES),
+    }
+    running = [_watch(works), leadership.keep(), *(each.run() for each in works.values())]
+    tasks = [asyncio.create_task(each) for each in running]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            if not task.cancelled():  # Kopf cancels what it finds in the loop when it stops
+                task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _watch(works: dict[str, Work]) -> None:
     """Every event only names what to look at; the look itself reads what is there by then."""
     registry = kopf.OperatorRegistry()
 
@@ -51,16 +97,54 @@ async def _watch(work: Work) -> None:
     def login(settings: kopf.OperatorSettings, **_: Any) -> kopf.ConnectionInfo | None:
         return kopf.login_with_service_account(settings=settings) or kopf.login_with_kubeconfig(settings=settings)
 
-    @kopf.on.event("spillway.dev", "v1alpha1", "modeldeployments", registry=registry)
-    async def deployment(namespace: str | None, name: str | None, **_: Any) -> None:
-        if namespace and name:
-            work.add(namespace, name)
+    def named(work: Work) -> Callable[..., Any]:
+        async def seen(namespace: str | None, name: str | None, **_: Any) -> None:
+            if namespace and name:
+                work.add(namespace, name, time.time() + _SETTLE_S)
 
-    @kopf.on.event("", "v1", "pods", labels={DEPLOYMENT_LABEL: kopf.PRESENT}, registry=registry)
-    async def agent(namespace: str | None, labels: Any, **_: Any) -> None:
-        if namespace:
-            work.add(namespace, labels[DEPLOYMENT_LABEL])
+        return seen
 
+    def labelled(work: Work, label: str) -> Callable[..., Any]:
+        async def seen(namespace: str | None, labels: Any, **_: Any) -> None:
+            if namespace:
+                work.add(namespace, labels[label], time.time() + _SETTLE_S)
+
+        return seen
+
+    for plural, kind in (("modeldeployments", "ModelDeployment"), ("batchjobs", "BatchJob"), ("kvstores", "KVStore")):
+        kopf.on.event("spillway.dev", "v1alpha1", plural, id=plural, registry=registry)(named(works[kind]))
+    agents, redis = labelled(works["ModelDeployment"], DEPLOYMENT_LABEL), labelled(works["KVStore"], STORE_LABEL)
+    kopf.on.event("", "v1", "pods", id="agents", labels={DEPLOYMENT_LABEL: kopf.PRESENT}, registry=registry)(agents)
+    kopf.on.event("apps", "v1", "statefulsets", id="redis", labels={STORE_LABEL: kopf.PRESENT}, registry=registry)(
+        redis
+    )
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
+    settings.scanning.disabled = True  # our kinds do not come and go, and watching all others' takes rights
     await kopf.operator(registry=registry, settings=settings, standalone=True, clusterwide=True)
+
+
+@contextlib.asynccontextmanager
+async def _healthy(address: str | None) -> AsyncIterator[None]:
+    """Serves /healthz, which answers as long as the loop turns, whoever leads. Raises ConfigError."""
+    if address is None:
+        yield
+        return
+
+    async def well(_: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    app = web.Application()
+    app.router.add_get("/healthz", well)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    host, _, port = address.rpartition(":")
+    try:
+        await web.TCPSite(runner, host.strip("[]"), int(port)).start()
+    except (OSError, ValueError, OverflowError) as error:
+        await runner.cleanup()
+        raise ConfigError(f"cannot listen on {address!r}: {error}", "Write it as HOST:PORT.") from error
+    try:
+        yield
+    finally:
+        await runner.cleanup()

@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from spillway.api.errors import SpillwayError
+from spillway.operator.errors import ConflictError
 
 log = logging.getLogger(__name__)
 
@@ -20,33 +21,53 @@ Reconcile = Callable[[str, str, float], Awaitable[float | None]]
 
 
 class Work:
-    """One look at a time. What fails is looked at again, later each time."""
+    """Objects of one kind. Several are looked at side by side, each by one at a time. What fails is looked at again,
+    later each time.
+    """
 
-    def __init__(self, reconcile: Reconcile) -> None:
-        self._reconcile = reconcile
+    def __init__(self, kind: str, reconcile: Reconcile, lanes: int = 1) -> None:
+        self._kind, self._reconcile, self._lanes = kind, reconcile, lanes
         self._due_s: dict[tuple[str, str], float] = {}
         self._failures: dict[tuple[str, str], int] = {}
-        self._added = asyncio.Event()
+        self._busy: set[tuple[str, str]] = set()
+        self._changed = asyncio.Event()
 
     def add(self, namespace: str, name: str, due_s: float = 0.0) -> None:
         """Look at this object, at `due_s` (Unix) at the latest. From the loop's own thread only."""
         key = (namespace, name)
         self._due_s[key] = min(due_s, self._due_s.get(key, due_s))
-        self._added.set()
+        self._changed.set()
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Until cancelled, or until a look raises what is no SpillwayError."""
+        lanes = [asyncio.create_task(self._lane()) for _ in range(self._lanes)]
+        try:
+            await asyncio.gather(*lanes)
+        finally:
+            for lane in lanes:
+                lane.cancel()
+
+    async def _lane(self) -> None:
         while True:
-            self._added.clear()
-            key = min(self._due_s, key=self._due_s.__getitem__, default=None)
+            key = await self._next()
+            self._busy.add(key)
+            try:
+                await self._look(*key)
+            finally:
+                self._busy.discard(key)
+                self._changed.set()
+
+    async def _next(self) -> tuple[str, str]:
+        while True:
+            key = min((key for key in self._due_s if key not in self._busy), key=self._due_s.__getitem__, default=None)
             rest_s = None if key is None else self._due_s[key] - time.time()
-            if key is None or (rest_s is not None and rest_s > 0):
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(rest_s):
-                        await self._added.wait()
-                continue
-            del self._due_s[key]
-            await self._look(*key)
+            if key is not None and rest_s is not None and rest_s <= 0:
+                del self._due_s[key]
+                return key
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(rest_s):
+                    await self._changed.wait()
 
     async def _look(self, namespace: str, name: str) -> None:
         key = (namespace, name)
@@ -55,7 +76,9 @@ class Work:
         except SpillwayError as error:
             failures = self._failures[key] = self._failures.get(key, 0) + 1
             rest_s = min(_FIRST_RETRY_S * 2.0 ** min(failures - 1, 16), _MAX_RETRY_S)
-            log.warning("%s/%s: %s; again in %.1f s", namespace, name, error, rest_s)
+            # Somebody was faster: nothing that a person should hear of, unless it goes on.
+            level = logging.DEBUG if isinstance(error, ConflictError) and failures <= 3 else logging.WARNING
+            log.log(level, "%s %s/%s: %s; again in %.1f s", self._kind, namespace, name, error, rest_s)
             wake_s = time.time() + rest_s
         else:
             self._failures.pop(key, None)

@@ -22,6 +22,16 @@ from testcluster.errors import ClusterError
 from testcluster.ground import Ground
 
 _READY_S = 60.0  # seconds in practice; this much where others use the machine
+_AUDIT = {
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived"],
+    "rules": [
+        {"level": "None", "verbs": ["get", "list", "watch"]},
+        {"level": "None", "resources": [{"group": "coordination.k8s.io"}, {"group": "", "resources": ["events"]}]},
+        {"level": "Metadata"},
+    ],
+}
 _ISSUER = "https://kubernetes.default.svc"
 
 
@@ -44,6 +54,8 @@ class ControlPlane:
         self._port, self._etcd_port, self._peer_port = (6443, 2379, 2380) if site.namespace else _free_ports(3)
         self.url = f"https://{site.address}:{self._port}"
         self.kubeconfig = ground.folder / "kubeconfig"
+        self.audit_log = ground.folder / "audit.log"
+        """Every write that the API server took or refused, a JSON object a line: by whom, to what."""
 
     def start(self) -> None:
         """Returns when the API server is ready and the controllers have made the first service account.
@@ -54,6 +66,7 @@ class ControlPlane:
         certificates = self._ground.folder / "certs"
         certificates.mkdir()
         (certificates / "sa.key").write_bytes(_rsa_key())
+        (self._ground.folder / "audit-policy.json").write_text(json.dumps(_AUDIT))
         (certificates / "tokens.csv").write_text(f"{self._token},admin,1,system:masters\n")
         self._start_etcd()
         self._start_api_server()
@@ -110,6 +123,8 @@ class ControlPlane:
             "authorization-mode": "Node,RBAC",
             "service-cluster-ip-range": "10.96.0.0/24",
             "allow-privileged": "true",
+            "audit-policy-file": "audit-policy.json",
+            "audit-log-path": "audit.log",
             "kubelet-preferred-address-types": "InternalIP",
         }
         self._run("kube-apiserver", flags)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import random
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from enum import Enum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import grpc
 
@@ -49,8 +50,8 @@ class BatchClient:
     async def __aexit__(self, *_: object) -> None:
         await self._channel.close()
 
-    async def submit(self, job: batch_pb2.Job, source: Path | str, request_id: str = "") -> batch_pb2.Job:
-        """Uploads a file of request lines, or has the gateway fetch it if `source` is a string, a URI.
+    async def submit(self, job: batch_pb2.Job, source: Path | str | bytes, request_id: str = "") -> batch_pb2.Job:
+        """Uploads request lines, or a file of them, or has the gateway fetch it if `source` is a string, a URI.
 
         Repeated under one request_id, so that there is one job however often. Raises ClientError if the file cannot be
         read.
@@ -170,14 +171,17 @@ class _Patience:
         self._wait_s = min(2 * self._wait_s, MAX_WAIT_S)
 
 
-def _upload(job: batch_pb2.Job, request_id: str, source: Path | str) -> Iterator[batch_pb2.SubmitJobRequest]:
+def _upload(job: batch_pb2.Job, request_id: str, source: Path | str | bytes) -> Iterator[batch_pb2.SubmitJobRequest]:
     """Opened here and not when the first piece is asked for: gRPC would hide the error."""
     if isinstance(source, str):
         return iter([batch_pb2.SubmitJobRequest(job=job, request_id=request_id, input_uri=source)])
-    try:
-        file = source.open("rb")
-    except OSError as error:
-        raise ClientError(f"{source} cannot be read: {error.strerror}") from error
+    if isinstance(source, bytes):
+        file: BinaryIO = io.BytesIO(source)
+    else:
+        try:
+            file = source.open("rb")
+        except OSError as error:
+            raise ClientError(f"{source} cannot be read: {error.strerror}") from error
 
     def pieces() -> Iterator[batch_pb2.SubmitJobRequest]:
         with file:

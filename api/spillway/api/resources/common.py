@@ -55,6 +55,14 @@ def rules(*each: dict[str, str]) -> ConfigDict:
     return ConfigDict(json_schema_extra=extra)
 
 
+def named_like_a_host() -> ConfigDict:
+    """Configuration of a kind whose name becomes part of host names, with letters left for what follows it."""
+    expression = "self.metadata.name.size() <= 50 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')"
+    return rules(
+        rule(expression, "the name takes up to 50 lower-case letters, digits and dashes, and begins with a letter")
+    )
+
+
 class Condition(Part):
     """One thing that is true of the object or not, in the shape all of Kubernetes uses."""
 

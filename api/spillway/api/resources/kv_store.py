@@ -6,7 +6,16 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from spillway.api.resources.common import Conditions, ObjectName, Part, Quantity, SecretKey, rule, rules
+from spillway.api.resources.common import (
+    Conditions,
+    ObjectName,
+    Part,
+    Quantity,
+    SecretKey,
+    named_like_a_host,
+    rule,
+    rules,
+)
 from spillway.api.resources.kind import Column, Kind
 
 
@@ -62,6 +71,7 @@ class KVStoreStatus(Part):
     """What was found."""
 
     observed_generation: int = Field(default=0, ge=0, description="The spec that this status is about.")
+    endpoint: str = Field(default="", max_length=512, description="Where Redis is; without credentials.")
     url_secret: str = Field(default="", max_length=253, description="Secret that holds the URL.")
     url_secret_key: str = Field(default="", max_length=253, description="Key of that Secret.")
     conditions: Conditions = ()
@@ -70,10 +80,12 @@ class KVStoreStatus(Part):
 class KVStore(Kind):
     """The index of KV blocks that agents share."""
 
+    model_config = named_like_a_host()
     plural: ClassVar[str] = "kvstores"
     short_names: ClassVar[tuple[str, ...]] = ("kvs",)
     columns: ClassVar[tuple[Column, ...]] = (
         Column("Ready", "string", ".status.conditions[?(@.type=='Ready')].status"),
+        Column("Endpoint", "string", ".status.endpoint"),
         Column("Message", "string", ".status.conditions[?(@.type=='Ready')].message"),
         Column("Age", "date", ".metadata.creationTimestamp"),
     )

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from spillway.api.resources.common import Conditions, ObjectName, Part, Quantity, rule, rules
+from spillway.api.resources.common import Conditions, ObjectName, Part, Quantity, named_like_a_host, rule, rules
 from spillway.api.resources.kind import Column, Kind, Scale
 
 
@@ -39,7 +39,9 @@ class KV(Part):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="Element type of weights and KV. auto: float32 on CPU, bfloat16 on GPUs."
     )
-    device: Quantity | None = Field(default=None, description="Pool on the device. Default: chosen by the agent.")
+    device: Quantity | None = Field(
+        default=None, description="Pool on the device. Default: a quarter of resources.memory, or what a GPU has free."
+    )
     host: Quantity | None = Field(default=None, description="Host memory that KV spills to. Default: none.")
     disk: Quantity | None = Field(default=None, description="Disk space that KV spills to. Default: none.")
 
@@ -69,11 +71,21 @@ class KVStoreRef(Part):
     name: ObjectName = Field(description="A KVStore in the same namespace.")
 
 
+class ModelVolume(Part):
+    """Where the model comes from, if not from the agent's image or its node."""
+
+    claim_name: ObjectName = Field(description="A PersistentVolumeClaim in the same namespace.")
+
+
 class ModelDeploymentSpec(Part):
     """What is wanted."""
 
     model_config = rules(
-        rule("self.model == oldSelf.model", "model cannot change: make another ModelDeployment for another model"),
+        rule(
+            "self.model == oldSelf.model && has(self.modelVolume) == has(oldSelf.modelVolume)"
+            " && (!has(self.modelVolume) || self.modelVolume == oldSelf.modelVolume)",
+            "model and modelVolume cannot change: make another ModelDeployment for another model",
+        ),
         rule(
             "self.resources.gpus == 0"
             " || self.parallelism.tensor * self.parallelism.pipeline % self.resources.gpus == 0",
@@ -87,6 +99,10 @@ class ModelDeploymentSpec(Part):
     )
     model: str = Field(
         min_length=1, max_length=512, description="A checkpoint folder in the agent, or a Hugging Face hub id. Fixed."
+    )
+    model_volume: ModelVolume | None = Field(
+        default=None,
+        description="For a folder: mounted read-only at /models. For a hub id: where downloads are kept. Fixed.",
     )
     replicas: int = Field(default=1, ge=0, le=256, description="Shard groups that each hold the whole model.")
     parallelism: Parallelism = Field(default=Parallelism(), description="How one replica is cut over ranks.")
@@ -131,6 +147,7 @@ class ModelDeploymentStatus(Part):
 class ModelDeployment(Kind):
     """A model and the shard groups that hold it. Jobs name it; agents of its groups lease their lines."""
 
+    model_config = named_like_a_host()
     plural: ClassVar[str] = "modeldeployments"
     short_names: ClassVar[tuple[str, ...]] = ("mdep",)
     scale: ClassVar[Scale | None] = Scale(".spec.replicas", ".status.replicas", ".status.selector")

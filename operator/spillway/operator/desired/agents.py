@@ -1,27 +1,33 @@
-"""ModelDeployment to its agents: a gated pod for a group at a generation, and their headless service."""
+"""ModelDeployment to its agents: a gated pod for a group at a generation, their headless service, their Secret."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from spillway.api.resources import ModelDeployment, quantity_bytes
-from spillway.api.resources.common import API_VERSION
+from spillway.operator.config import OperatorConfig
+from spillway.operator.desired.owned import metadata
 from spillway.operator.names import (
     DEPLOYMENT_LABEL,
     GENERATION_LABEL,
     GPU,
     GROUP_LABEL,
     PLACEMENT_GATE,
+    STORE_LABEL,
     TEMPLATE_ANNOTATION,
 )
 from spillway.operator.placement import Needs, Toleration
 
 HEALTH_PORT = 8080
-MAX_NAME = 50
-"""Letters of a deployment's name: group and generation follow it in the names of pods, which end at 63."""
+PEER_PORT = 7600
+TOKEN_KEY, AUTHORITY_KEY, INDEX_KEY, PEER_TOKEN_KEY = "token", "ca.crt", "kv-index", "peer-token"
+"""Keys of the agents' Secret."""
+_SECRETS = "/etc/spillway"
 _USER = 65532
 _LOST_NODE_S = 30
 """How long a pod stays with a node that does not answer: as long as leases of lines live, about."""
@@ -30,12 +36,15 @@ Manifest = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class AgentSettings:
-    """What agents are made of, from the operator's settings. `gateway`: HOST:PORT of the batch service."""
+class PodName:
+    """Which agent of a deployment."""
 
-    image: str
-    gateway: str
-    pull_policy: str = "IfNotPresent"
+    group: int
+    generation: int
+
+    def of(self, deployment: ModelDeployment) -> str:
+        """The pod's name."""
+        return f"{deployment.metadata.name}-{self.group}-{self.generation}"
 
 
 def unsupported(deployment: ModelDeployment) -> str | None:
@@ -46,8 +55,6 @@ def unsupported(deployment: ModelDeployment) -> str | None:
         return (
             f"a replica over {ranks} ranks is not supported yet; set parallelism.tensor and parallelism.pipeline to 1"
         )
-    if len(deployment.metadata.name) > MAX_NAME:
-        return f"the name is longer than {MAX_NAME} letters"
     return None
 
 
@@ -77,7 +84,7 @@ def labels(deployment: ModelDeployment) -> dict[str, str]:
 
 
 def service_name(deployment: ModelDeployment) -> str:
-    """Of the headless service, under which agents find each other."""
+    """Of the headless service, and of the agents' Secret."""
     return f"{deployment.metadata.name}-agents"
 
 
@@ -86,7 +93,7 @@ def service(deployment: ModelDeployment) -> Manifest:
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": _metadata(deployment, service_name(deployment), labels(deployment)),
+        "metadata": metadata(deployment, service_name(deployment), labels(deployment)),
         "spec": {
             "clusterIP": "None",
             "publishNotReadyAddresses": True,
@@ -96,22 +103,34 @@ def service(deployment: ModelDeployment) -> Manifest:
     }
 
 
-def pod(deployment: ModelDeployment, group: int, generation: int, settings: AgentSettings) -> Manifest:
+def secret(deployment: ModelDeployment, entries: Mapping[str, bytes]) -> Manifest:
+    """What agents must know and others must not, by key."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": metadata(deployment, service_name(deployment), labels(deployment)),
+        "type": "Opaque",
+        "data": {key: base64.b64encode(value).decode() for key, value in sorted(entries.items())},
+    }
+
+
+def pod(deployment: ModelDeployment, which: PodName, config: OperatorConfig) -> Manifest:
     """The agent of a group at a generation, held by the gate until its node is chosen.
 
     It never restarts in place: what started before and what starts now must differ in their generation.
     """
-    name = f"{deployment.metadata.name}-{group}-{generation}"
-    own = labels(deployment) | {GROUP_LABEL: str(group), GENERATION_LABEL: str(generation)}
-    metadata = _metadata(deployment, name, own)
-    metadata["annotations"] = {TEMPLATE_ANNOTATION: str(template(deployment, settings))}
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": _pod_spec(deployment, name, settings)}
+    name = which.of(deployment)
+    own = labels(deployment) | {GROUP_LABEL: str(which.group), GENERATION_LABEL: str(which.generation)}
+    about = metadata(deployment, name, own)
+    about["annotations"] = {TEMPLATE_ANNOTATION: str(template(deployment, config))} | _store(deployment)
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": about, "spec": _pod_spec(deployment, name, config)}
 
 
-def template(deployment: ModelDeployment, settings: AgentSettings) -> int:
+def template(deployment: ModelDeployment, config: OperatorConfig) -> int:
     """A digest of what agents are made from. The number of replicas is no part of it: scaling restarts nobody."""
-    text = json.dumps(_pod_spec(deployment, "", settings), sort_keys=True)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
+    made_from = [_pod_spec(deployment, "", config), _store(deployment)]
+    digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).digest()
+    return int.from_bytes(digest[:6], "big")
 
 
 def on_node(node: str) -> Manifest:
@@ -121,8 +140,13 @@ def on_node(node: str) -> Manifest:
     return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}
 
 
-def _pod_spec(deployment: ModelDeployment, name: str, settings: AgentSettings) -> Manifest:
-    spec = deployment.spec
+def _store(deployment: ModelDeployment) -> dict[str, str]:
+    """The annotation that renews agents when their deployment turns to another KVStore."""
+    return {} if deployment.spec.kv_store is None else {STORE_LABEL: deployment.spec.kv_store.name}
+
+
+def _pod_spec(deployment: ModelDeployment, name: str, config: OperatorConfig) -> Manifest:
+    spec, agents = deployment.spec, config.agents
     body: Manifest = {
         "schedulingGates": [{"name": PLACEMENT_GATE}],
         "restartPolicy": "Never",
@@ -138,31 +162,68 @@ def _pod_spec(deployment: ModelDeployment, name: str, settings: AgentSettings) -
             "runAsUser": _USER,
             "runAsGroup": _USER,
             "fsGroup": _USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [_container(deployment, name, settings)],
-        "volumes": [{"name": "tmp", "emptyDir": {}}],
+        "containers": [_container(deployment, name, config)],
+        "volumes": [volume for volume, _ in _volumes(deployment, config)] + list(agents.volumes),
     }
-    if spec.kv.disk is not None:
-        body["volumes"].append({"name": "kv", "emptyDir": {}})
+    if agents.image_pull_secrets:
+        body["imagePullSecrets"] = [{"name": each} for each in agents.image_pull_secrets]
     return body
 
 
-def _container(deployment: ModelDeployment, name: str, settings: AgentSettings) -> Manifest:
+def _volumes(deployment: ModelDeployment, config: OperatorConfig) -> list[tuple[Manifest, Manifest]]:
+    """Our volumes, each with its mount."""
     spec = deployment.spec
+    found: list[tuple[Manifest, Manifest]] = [
+        ({"name": "tmp", "emptyDir": {}}, {"name": "tmp", "mountPath": "/tmp"})  # noqa: S108 - the pod's own
+    ]
+    if spec.kv.disk is not None:
+        found.append(({"name": "kv", "emptyDir": {}}, {"name": "kv", "mountPath": "/kv"}))
+    files = [{"key": key, "path": key} for key in _secret_files(deployment, config)]
+    if files:
+        entries = {"secretName": service_name(deployment), "items": files, "defaultMode": 0o440}
+        mount = {"name": "gateway", "mountPath": _SECRETS, "readOnly": True}
+        found.append(({"name": "gateway", "secret": entries}, mount))
+    is_folder = spec.model.startswith("/")
+    if spec.model_volume is not None:
+        claim = {"claimName": spec.model_volume.claim_name, "readOnly": is_folder}
+        volume = {"name": "model", "persistentVolumeClaim": claim}
+        found.append(
+            (volume, {"name": "model", "mountPath": "/models" if is_folder else "/hub", "readOnly": is_folder})
+        )
+    elif not is_folder:
+        found.append(({"name": "model", "emptyDir": {}}, {"name": "model", "mountPath": "/hub"}))
+    return found
+
+
+def _secret_files(deployment: ModelDeployment, config: OperatorConfig) -> list[str]:
+    """Keys of the agents' Secret that they read as files."""
+    asked = {
+        TOKEN_KEY: config.gateway.agent_token_file is not None,
+        AUTHORITY_KEY: config.gateway.ca_file is not None,
+        PEER_TOKEN_KEY: deployment.spec.kv_store is not None,
+    }
+    return [key for key, is_asked in asked.items() if is_asked]
+
+
+def _container(deployment: ModelDeployment, name: str, config: OperatorConfig) -> Manifest:
+    spec, agents = deployment.spec, config.agents
     amounts = {"cpu": spec.resources.cpu, "memory": spec.resources.memory}
     limits = {"memory": spec.resources.memory}
     if spec.resources.gpus:
         amounts[GPU] = limits[GPU] = str(spec.resources.gpus)
-    mounts = [{"name": "tmp", "mountPath": "/tmp"}]  # noqa: S108 - a volume of the pod's own
-    if spec.kv.disk is not None:
-        mounts.append({"name": "kv", "mountPath": "/kv"})
+    ports = [{"name": "health", "containerPort": HEALTH_PORT, "protocol": "TCP"}]
+    if spec.kv_store is not None:
+        ports.append({"name": "peers", "containerPort": PEER_PORT, "protocol": "TCP"})
     return {
         "name": "agent",
-        "image": settings.image,
-        "imagePullPolicy": settings.pull_policy,
-        "args": _arguments(deployment, name, settings),
-        "ports": [{"name": "health", "containerPort": HEALTH_PORT, "protocol": "TCP"}],
+        "image": agents.image,
+        "imagePullPolicy": agents.image_pull_policy,
+        "args": _arguments(deployment, name, config),
+        "env": _environment(deployment) + list(agents.env),
+        "ports": ports,
         "readinessProbe": {"httpGet": {"path": "/readyz", "port": "health"}, "periodSeconds": 3, "timeoutSeconds": 3},
         "livenessProbe": {
             "httpGet": {"path": "/healthz", "port": "health"},
@@ -176,28 +237,60 @@ def _container(deployment: ModelDeployment, name: str, settings: AgentSettings) 
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         },
-        "volumeMounts": mounts,
+        "volumeMounts": [mount for _, mount in _volumes(deployment, config)] + list(agents.volume_mounts),
     }
 
 
-def _arguments(deployment: ModelDeployment, name: str, settings: AgentSettings) -> list[str]:
-    spec = deployment.spec
+def _environment(deployment: ModelDeployment) -> list[Manifest]:
+    """Where things may be written, and what should not stand among the arguments."""
+    found: list[Manifest] = [{"name": "HOME", "value": "/tmp"}]  # noqa: S108 - compiled kernels are kept there
+    if not deployment.spec.model.startswith("/"):
+        found.append({"name": "HF_HOME", "value": "/hub"})
+    if deployment.spec.kv_store is not None:
+        entry = {"name": service_name(deployment), "key": INDEX_KEY}
+        found.append({"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}})
+        found.append({"name": "SPILLWAY_KV_INDEX", "valueFrom": {"secretKeyRef": entry}})
+    return found
+
+
+def _arguments(deployment: ModelDeployment, name: str, config: OperatorConfig) -> list[str]:
+    spec, gateway = deployment.spec, config.gateway
+    is_sharing = spec.kv_store is not None
     said = {
         "model": spec.model,
-        "gateway": settings.gateway,
+        "gateway": gateway.address,
+        "token-file": None if gateway.agent_token_file is None else f"{_SECRETS}/{TOKEN_KEY}",
+        "tls-ca": None if gateway.ca_file is None else f"{_SECRETS}/{AUTHORITY_KEY}",
+        "tls-server-name": None if gateway.ca_file is None else gateway.server_name,
         "served-model": deployment.metadata.name,
-        "name": name,
+        # Namespace and generation in it: no two agents that share an index may have one name.
+        "name": f"{deployment.metadata.namespace}/{name}",
         "health-listen": f"0.0.0.0:{HEALTH_PORT}",
         "grace": str(spec.grace_period_seconds),
-        "device": "cuda" if spec.resources.gpus else "cpu",
+        "device": _device(deployment, config),
         "block-tokens": str(spec.kv.block_tokens),
         "dtype": None if spec.kv.dtype == "auto" else spec.kv.dtype,
-        "device-kv": spec.kv.device,
-        "host-kv": spec.kv.host,
+        "device-kv": _device_kv(deployment, config),
+        "host-kv": spec.kv.host or "0",
         "disk-kv": spec.kv.disk,
         "disk-dir": None if spec.kv.disk is None else "/kv",
+        "peer-listen": f"0.0.0.0:{PEER_PORT}" if is_sharing else None,
+        "peer-address": f"$(POD_IP):{PEER_PORT}" if is_sharing else None,
+        "peer-token-file": f"{_SECRETS}/{PEER_TOKEN_KEY}" if is_sharing else None,
     }
     return ["agent", *(f"--{option}={value}" for option, value in said.items() if value is not None)]
+
+
+def _device(deployment: ModelDeployment, config: OperatorConfig) -> str:
+    return config.agents.device or ("cuda" if deployment.spec.resources.gpus else "cpu")
+
+
+def _device_kv(deployment: ModelDeployment, config: OperatorConfig) -> str | None:
+    """Without a GPU the pool comes out of the pod's own memory, which the agent would take to be the whole node's."""
+    spec = deployment.spec
+    if spec.kv.device is not None or _device(deployment, config) != "cpu":
+        return spec.kv.device
+    return str(quantity_bytes(spec.resources.memory) // 4)
 
 
 def _tolerations(deployment: ModelDeployment) -> list[Manifest]:
@@ -215,22 +308,3 @@ def _tolerations(deployment: ModelDeployment) -> list[Manifest]:
         for state in ("not-ready", "unreachable")
     ]
     return asked + lost
-
-
-def _metadata(deployment: ModelDeployment, name: str, own: dict[str, str]) -> Manifest:
-    """Owned by the deployment, so that the cluster itself cleans up, with or without an operator."""
-    return {
-        "name": name,
-        "namespace": deployment.metadata.namespace,
-        "labels": own,
-        "ownerReferences": [
-            {
-                "apiVersion": API_VERSION,
-                "kind": "ModelDeployment",
-                "name": deployment.metadata.name,
-                "uid": deployment.metadata.uid,
-                "controller": True,
-                "blockOwnerDeletion": True,
-            }
-        ],
-    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Literal
 
 from spillway.api.resources import Condition
@@ -38,3 +39,8 @@ def conditions(
             )
         )
     return tuple(said)
+
+
+def rfc3339(unix_s: float) -> str:
+    """UTC, to the microsecond."""
+    return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

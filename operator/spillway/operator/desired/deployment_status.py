@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal
 
 from spillway.api.resources import ModelDeployment
 from spillway.api.resources.model_deployment import GroupStatus, ModelDeploymentStatus
 from spillway.operator.desired.agents import labels
-from spillway.operator.desired.conditions import Finding, conditions
+from spillway.operator.desired.conditions import Finding, conditions, rfc3339
 from spillway.operator.desired.groups import AgentPod, Group, Phase
 
 _PHASES: dict[Phase, Literal["Waiting", "Placed", "Ready", "Restarting"]] = {
@@ -18,6 +19,14 @@ _PHASES: dict[Phase, Literal["Waiting", "Placed", "Ready", "Restarting"]] = {
     Phase.READY: "Ready",
     Phase.LOST: "Restarting",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """How blocks are shared: through the KVStore `message`, or not, and then it says why."""
+
+    message: str
+    is_missing: bool = False
 
 
 def remembered(status: ModelDeploymentStatus) -> tuple[Group, ...]:
@@ -33,9 +42,17 @@ def remembered(status: ModelDeploymentStatus) -> tuple[Group, ...]:
     )
 
 
-def refused_status(deployment: ModelDeployment, message: str, now_s: float) -> ModelDeploymentStatus:
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Why a spec is not carried out, in one word and in one sentence."""
+
+    reason: str
+    message: str
+
+
+def refused_status(deployment: ModelDeployment, why: Refused, now_s: float) -> ModelDeploymentStatus:
     """Of a spec that cannot be run: the groups as they were."""
-    finding = Finding("Ready", holds=False, reason="NotSupported", message=message)
+    finding = Finding("Ready", holds=False, reason=why.reason, message=why.message)
     generation = deployment.metadata.generation
     said = conditions([finding], deployment.status.conditions, generation, rfc3339(now_s))
     return deployment.status.model_copy(update={"observed_generation": generation, "conditions": said})
@@ -46,6 +63,7 @@ def found_status(
     groups: Sequence[Group],
     pods: Sequence[AgentPod],
     refusals: Mapping[int, str],
+    blocks: Blocks | None,
     now_s: float,
 ) -> ModelDeploymentStatus:
     """The status. `groups`: as just decided; `refusals`: by group, why no node takes it."""
@@ -59,7 +77,7 @@ def found_status(
         selector=",".join(f"{key}={value}" for key, value in sorted(labels(deployment).items())),
         groups=told,
         conditions=conditions(
-            _findings(deployment, ready, refusals), deployment.status.conditions, generation, rfc3339(now_s)
+            _findings(deployment, ready, refusals, blocks), deployment.status.conditions, generation, rfc3339(now_s)
         ),
     )
 
@@ -85,21 +103,22 @@ def _group(group: Group, replicas: int, pods: Sequence[AgentPod], refusals: Mapp
     )
 
 
-def _findings(deployment: ModelDeployment, ready: int, refusals: Mapping[int, str]) -> list[Finding]:
+def _findings(
+    deployment: ModelDeployment, ready: int, refusals: Mapping[int, str], blocks: Blocks | None
+) -> list[Finding]:
     replicas = deployment.spec.replicas
     placed = not refusals
+    is_waiting = blocks is not None and blocks.is_missing
     why = "" if placed else next(iter(refusals.values()))
-    message = f"{ready} of {replicas} groups are ready" + (f"; an agent {why}" if why else "")
+    if why and not is_waiting:
+        why = f"an agent {why}"
+    message = f"{ready} of {replicas} groups are ready" + (f"; {why}" if why else "")
+    no_node = "NoKVStore" if is_waiting else "NoRoom"
     found = [
         Finding("Ready", ready == replicas, "AllReady" if ready == replicas else "NotReady", message),
-        Finding("Placed", placed, "NodesChosen" if placed else "NoRoom", why and f"an agent {why}"),
+        Finding("Placed", placed, "NodesChosen" if placed else no_node, why),
     ]
-    if deployment.spec.kv_store is not None:
-        sentence = "agents do not share blocks through a KVStore yet; each finds those of its own host"
-        found.append(Finding("BlocksShared", holds=False, reason="NotSupported", message=sentence))
+    if blocks is not None:
+        sentence = blocks.message if is_waiting else f"agents find each other's blocks through KVStore {blocks.message}"
+        found.append(Finding("BlocksShared", not is_waiting, no_node if is_waiting else "Shared", sentence))
     return found
-
-
-def rfc3339(unix_s: float) -> str:
-    """UTC, to the microsecond."""
-    return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -6,16 +6,17 @@ from the cluster.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from spillway.api.resources import KVStore, quantity_bytes
-from spillway.api.resources.common import API_VERSION
 from spillway.api.resources.kv_store import ManagedRedis
-from spillway.operator.names import PREFIX
+from spillway.operator.config import RedisSettings
+from spillway.operator.desired.owned import metadata
+from spillway.operator.names import STORE_LABEL
 
 PORT = 6379
-STORE_LABEL = f"{PREFIX}/kv-store"
+PASSWORD_KEY, URL_KEY, PEER_TOKEN_KEY = "password", "url", "peer-token"
 RESERVE = 1.5
 """Memory of the container over `maxmemory`: copy-on-write while a snapshot is taken, buffers, fragmentation."""
 _USER = 999
@@ -24,46 +25,74 @@ _DATA = "/data"
 Manifest = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class RedisImage:
-    """What to run, from the operator's settings."""
-
-    name: str
-    pull_policy: str = "IfNotPresent"
-
-
 def url_secret(store: KVStore) -> tuple[str, str]:
     """Name and key of the Secret that holds the URL for agents."""
     if store.spec.external is not None:
         return store.spec.external.url_secret.name, store.spec.external.url_secret.key
-    return _name(store), "url"
+    return redis_name(store), "url"
+
+
+def url(store: KVStore, password: str = "") -> str:
+    """Of a managed store's Redis; without credentials where `password` is empty. It must be safe in a URL."""
+    credentials = f":{password}@" if password else ""
+    return f"redis://{credentials}{redis_name(store)}.{store.metadata.namespace}.svc:{PORT}/0"
+
+
+def external_endpoint(address: str) -> str | None:
+    """A Redis URL without its credentials; None if it is none."""
+    try:
+        found = urlsplit(address)
+        host, port = found.hostname, found.port or PORT
+    except ValueError:
+        return None
+    if found.scheme not in ("redis", "rediss") or not host:
+        return None
+    return f"{found.scheme}://{f'[{host}]' if ':' in host else host}:{port}{found.path}"
 
 
 def secret(store: KVStore, password: str) -> Manifest:
     """The Secret of a managed store. `password`: URL-safe characters only."""
-    url = f"redis://:{password}@{_name(store)}.{store.metadata.namespace}.svc:{PORT}/0"
-    return {
-        "apiVersion": "v1",
-        "kind": "Secret",
-        "metadata": _metadata(store),
-        "type": "Opaque",
-        "stringData": {"password": password, "url": url},
-    }
+    return _secret(store, redis_name(store), {PASSWORD_KEY: password, URL_KEY: url(store, password)})
 
 
-def objects(store: KVStore, image: RedisImage) -> list[Manifest]:
+def peers_secret(store: KVStore, token: str) -> Manifest:
+    """What agents that find each other through this store prove to each other that they may."""
+    return _secret(store, peers_name(store), {PEER_TOKEN_KEY: token})
+
+
+def objects(store: KVStore, redis: RedisSettings) -> list[Manifest]:
     """Service and StatefulSet of a managed store; nothing for an external one."""
     managed = store.spec.managed
     if managed is None:
         return []
-    return [_service(store), _stateful_set(store, managed, image)]
+    return [_service(store), _stateful_set(store, managed, redis)]
+
+
+def redis_name(store: KVStore) -> str:
+    """Of everything that a managed store's Redis is made of."""
+    return f"{store.metadata.name}-redis"
+
+
+def peers_name(store: KVStore) -> str:
+    """Of the Secret that agents share among themselves."""
+    return f"{store.metadata.name}-peers"
+
+
+def _secret(store: KVStore, name: str, entries: dict[str, str]) -> Manifest:
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": metadata(store, name, _labels(store)),
+        "type": "Opaque",
+        "stringData": entries,
+    }
 
 
 def _service(store: KVStore) -> Manifest:
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": _metadata(store),
+        "metadata": metadata(store, redis_name(store), _labels(store)),
         "spec": {
             "clusterIP": "None",
             "selector": _labels(store),
@@ -72,7 +101,7 @@ def _service(store: KVStore) -> Manifest:
     }
 
 
-def _stateful_set(store: KVStore, managed: ManagedRedis, image: RedisImage) -> Manifest:
+def _stateful_set(store: KVStore, managed: ManagedRedis, redis: RedisSettings) -> Manifest:
     pod: Manifest = {
         "automountServiceAccountToken": False,
         "securityContext": {
@@ -82,17 +111,17 @@ def _stateful_set(store: KVStore, managed: ManagedRedis, image: RedisImage) -> M
             "fsGroup": _USER,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [_container(managed, image)],
+        "containers": [_container(managed, redis)],
         "volumes": [
             {"name": "run", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
             {
                 "name": "secret",
-                "secret": {"secretName": _name(store), "items": [{"key": "password", "path": "password"}]},
+                "secret": {"secretName": redis_name(store), "items": [{"key": "password", "path": "password"}]},
             },
         ],
     }
     spec: Manifest = {
-        "serviceName": _name(store),
+        "serviceName": redis_name(store),
         "replicas": 1,
         "selector": {"matchLabels": _labels(store)},
         "template": {"metadata": {"labels": _labels(store)}, "spec": pod},
@@ -107,10 +136,15 @@ def _stateful_set(store: KVStore, managed: ManagedRedis, image: RedisImage) -> M
         if managed.storage_class_name is not None:
             claim["storageClassName"] = managed.storage_class_name
         spec["volumeClaimTemplates"] = [{"metadata": {"name": "data"}, "spec": claim}]
-    return {"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": _metadata(store), "spec": spec}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "StatefulSet",
+        "metadata": metadata(store, redis_name(store), _labels(store)),
+        "spec": spec,
+    }
 
 
-def _container(managed: ManagedRedis, image: RedisImage) -> Manifest:
+def _container(managed: ManagedRedis, redis: RedisSettings) -> Manifest:
     memory_bytes = quantity_bytes(managed.memory)
     # The password goes in by a file in memory: arguments and environments can be read by whoever sees the processes.
     # `exec` makes Redis the container's first process, so that it gets the SIGTERM and saves.
@@ -126,8 +160,8 @@ def _container(managed: ManagedRedis, image: RedisImage) -> Manifest:
     probe = {"exec": {"command": ["sh", "-c", check]}, "periodSeconds": 5, "timeoutSeconds": 3}
     return {
         "name": "redis",
-        "image": image.name,
-        "imagePullPolicy": image.pull_policy,
+        "image": redis.image,
+        "imagePullPolicy": redis.image_pull_policy,
         "command": ["sh", "-c", script],
         "env": [{"name": "SETTINGS", "value": settings}],
         "ports": [{"name": "redis", "containerPort": PORT, "protocol": "TCP"}],
@@ -150,28 +184,5 @@ def _container(managed: ManagedRedis, image: RedisImage) -> Manifest:
     }
 
 
-def _name(store: KVStore) -> str:
-    return f"{store.metadata.name}-redis"
-
-
 def _labels(store: KVStore) -> dict[str, str]:
     return {"app.kubernetes.io/name": "spillway-redis", STORE_LABEL: store.metadata.name}
-
-
-def _metadata(store: KVStore) -> Manifest:
-    """Owned by the store, so that the cluster itself cleans up, with or without an operator."""
-    return {
-        "name": _name(store),
-        "namespace": store.metadata.namespace,
-        "labels": _labels(store),
-        "ownerReferences": [
-            {
-                "apiVersion": API_VERSION,
-                "kind": "KVStore",
-                "name": store.metadata.name,
-                "uid": store.metadata.uid,
-                "controller": True,
-                "blockOwnerDeletion": True,
-            }
-        ],
-    }
