@@ -16,6 +16,7 @@ from cryptography import x509
 from testcluster.control_plane import ControlPlane
 
 from spillway.gateway.service.access import Access, Kind
+from spillway.operator.config import OperatorConfig
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm" / "spillway"
@@ -213,9 +214,6 @@ def test_a_changed_setting_of_the_operator_restarts_it_and_nothing_else_does(ren
 
 @pytest.mark.parametrize("values", [{}, EVERYTHING], ids=["defaults", "everything"])
 def test_the_operator_takes_its_settings(render: Render, tmp_path: Path, values: dict[str, Any]) -> None:
-    pytest.importorskip("spillway.operator.config", reason="the operator has no settings file yet")
-    from spillway.operator.config import OperatorConfig
-
     objects = render(values)
     file = tmp_path / "operator.json"
     file.write_text(one(objects, "ConfigMap", "spillway-operator")["data"]["operator.json"])
