@@ -8,7 +8,7 @@
     python benchmarks/offline.py pool                         # KV bytes of device pool against tokens/s, with a plot
     python benchmarks/offline.py memory                       # peak memory of 100 and of 100,000 lines
     python benchmarks/offline.py table                        # every figure quoted in the documentation
-    python benchmarks/offline.py docs                         # write those figures into docs/performance.md
+    python benchmarks/offline.py docs                         # write the kept figures into the documentation
 
 Every peer runs as a process of its own in a virtual environment of its own under `.bench/`, made by the first run and
 kept. A peer that does not install or does not finish is reported as such. Figures are of the batch: loading, compiling
@@ -56,7 +56,8 @@ def main() -> int:
     if arguments.mode == "table":
         print_tables()
     elif arguments.mode == "docs":
-        docs.PAGE.write_text(docs.filled(docs.PAGE.read_text()))
+        for page in docs.PAGES:
+            page.write_text(docs.filled(page.read_text()))
     elif arguments.mode == "setup":
         return set_up(arguments, place)
     elif arguments.mode == "compare":

@@ -8,13 +8,15 @@ import re
 from harness import modes, results
 from harness.models import CHECKOUT
 
-PAGE = CHECKOUT / "docs" / "performance.md"
+PAGES = (CHECKOUT / "docs" / "performance.md", CHECKOUT / "docs" / "kernels.md")
 _BLOCK = re.compile(r"(<!-- table (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def table_of(name: str) -> str:
     """The table of a kept result, by its file's name without the ending."""
     kept = json.loads((results.RESULTS / f"{name}.json").read_text())
+    if name == "kernels-cpu-attention":
+        return results.attention_table(kept)
     return results.table(kept) if "peers" in kept else modes.table(kept)
 
 

@@ -151,3 +151,24 @@ def table(comparison: dict[str, Any]) -> str:
         title = PEERS[name].title if name in PEERS else f"**{name}**"
         rows.append(f"| {title} | failed: {peers[name]['error'].splitlines()[-1]} |||||||")
     return head + "\n" + "\n".join(rows) + "\n"
+
+
+def attention_table(kept: dict[str, Any]) -> str:
+    """What `benchmarks/kernels/cpu_attention.py` kept, as a markdown table."""
+    read, matmul = kept["read_bytes_per_s"], kept["matmul_flop_per_s"]
+    rows = [
+        f"{kept['machine']['processor']}, {kept['threads']} threads, torch {kept['torch']}; limits of this run: "
+        f"{read / 1e9:.0f} GB/s read, {matmul / 1e9:.0f} GFLOP/s float32 matmul\n",
+        "| op | dtype | heads | sequences x tokens | Spillway | SDPA | ratio | of limit | errors |",
+        "|---|---|---|---|---:|---:|---:|---:|---|",
+    ]
+    for each in kept["cells"]:
+        unit, limit = ("GB/s", read) if each["op"] == "decode" else ("GFLOP/s", matmul)
+        tokens = f"{each['shortest']}" + (f" to {each['longest']}" if each["longest"] > each["shortest"] else "")
+        rows.append(
+            f"| {each['op']} | {each['dtype']} | {each['heads']} | {each['sequences']} x {tokens} "
+            f"| {each['spillway'] / 1e9:.1f} {unit} | {each['sdpa'] / 1e9:.1f} "
+            f"| {each['spillway'] / each['sdpa']:.2f} | {each['spillway'] / limit:.0%} "
+            f"| {each['errors']['spillway']:.0e}, {each['errors']['SDPA']:.0e} |"
+        )
+    return "\n".join(rows) + "\n"

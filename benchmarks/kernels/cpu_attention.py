@@ -10,8 +10,9 @@ differ the padding and the mask that a batch of transformers' has. Its decode is
 query head first, as transformers does where a mask rules grouped heads out; the faster of the two counts.
 
 Decode is counted in GB/s of the keys and values that must be read (real tokens only) and as a share of the read
-bandwidth measured between the rounds; prefill in GFLOP/s of the causal part and as a share of this machine's float32
-matmul rate. "error" is each side's root mean square against float64, relative to the result's.
+bandwidth; prefill in GFLOP/s of the causal part and as a share of the float32 matmul rate. Both limits are measured
+between the rounds of every cell, and the best of the run counts. "error" is each side's root mean square against
+float64, relative to the result's.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import random
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -31,7 +32,7 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from harness.results import RESULTS, machine
+from harness.results import RESULTS, attention_table, machine
 
 from spillway.kernels import flash_prefill, paged_decode
 from spillway.kernels.params import AttentionParams
@@ -203,27 +204,22 @@ def main() -> None:
         rounds, errors, work = (decode_rounds if case.op == "decode" else prefill_rounds)(ground)
         with torch.inference_mode():
             taken = best_seconds(rounds | ceilings, options.seconds)
-        limit = SWEEP_BYTES / taken["read"] if case.op == "decode" else 2 * 1024**3 / taken["matmul"]
         peer = min(value for name, value in taken.items() if name.startswith("SDPA"))
-        own = work / taken["spillway"]
-        cells.append(
-            vars(case)
-            | {"spillway": own, "sdpa": work / peer, "limit": limit, "seconds": taken, "errors": errors}
-            | {"unit": "bytes/s" if case.op == "decode" else "FLOP/s"}
-        )
-        lengths = f"{case.sequences} x {case.shortest}" + (f"-{case.longest}" if case.longest > case.shortest else "")
-        print(
-            f"{case.op:8}{case.dtype:9} {case.heads:11} {lengths:12}"
-            f" spillway {own / 1e9:6.1f}  SDPA {work / peer / 1e9:6.1f}"
-            f"  x{peer / taken['spillway']:.2f}  {own / limit:4.0%} of {limit / 1e9:.0f}"
-            f"  errors {errors['spillway']:.0e}, {errors['SDPA']:.0e}",
-            flush=True,
-        )
-    described = {"machine": machine(), "torch": torch.__version__, "threads": options.threads, "seed": 0}
-    command = ["python", "benchmarks/kernels/cpu_attention.py", *sys.argv[1:]]
-    (RESULTS / "kernels-cpu-attention.json").write_text(
-        json.dumps(described | {"command": command, "cells": cells}, indent=1) + "\n"
-    )
+        cell = asdict(case) | {"spillway": work / taken["spillway"], "sdpa": work / peer}
+        cells.append(cell | {"seconds": taken, "errors": errors})
+        print(f"{case}: {peer / taken['spillway']:.2f} times SDPA", file=sys.stderr, flush=True)
+    kept = {
+        "machine": machine(),
+        "torch": torch.__version__,
+        "threads": options.threads,
+        "seed": 0,
+        "command": ["python", "benchmarks/kernels/cpu_attention.py", *sys.argv[1:]],
+        "read_bytes_per_s": SWEEP_BYTES / min(cell["seconds"]["read"] for cell in cells),
+        "matmul_flop_per_s": 2 * 1024**3 / min(cell["seconds"]["matmul"] for cell in cells),
+        "cells": cells,
+    }
+    (RESULTS / "kernels-cpu-attention.json").write_text(json.dumps(kept, indent=1) + "\n")
+    print(attention_table(kept))
 
 
 def cases(ops: list[str]) -> list[Case]:
