@@ -9,11 +9,16 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for the network
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests share the cores already; tiny models gain nothing from two
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # What a shell passes on to what it runs in the background: the commands under test would not feel Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = ["testcluster.fixtures"]  # control_plane
 
