@@ -12,7 +12,7 @@ demo:  ## Run the main job on a shipped example: a real model, shared documents,
 
 test:  ## Run the default test suite
 	@scripts/environment agent,dev,demo
-	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check:  ## ruff, mypy --strict, import-linter; changes nothing
 	@scripts/environment agent,dev,demo

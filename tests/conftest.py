@@ -23,14 +23,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 pytest_plugins = ["testcluster.fixtures"]  # control_plane
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run side by side, a file stays in one process; and there is one control plane, in one of them."""
-    for item in items:
-        clustered = "control_plane" in getattr(item, "fixturenames", ()) or item.path.parent.name == "cluster"
-        item.add_marker(pytest.mark.xdist_group("cluster" if clustered else item.path.name))
-
-
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """``tiny_checkpoint(family, **overrides) -> Path``: made once a session for each set of arguments.
