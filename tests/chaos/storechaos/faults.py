@@ -209,7 +209,7 @@ def _no_compiler(ground: Ground) -> str:
 KINDS = (
     Kind("process killed", WORKER, killed, ("index.generation",)),
     Kind("process frozen", WORKER, frozen, _ANEW, least_s=1.4 * LEASE_S),
-    Kind("Redis frozen", REDIS, redis_frozen, _UNANSWERED, anywhere=True),
+    Kind("Redis frozen", REDIS, redis_frozen, _UNANSWERED, anywhere=True, least_s=1.4 * LEASE_S),
     Kind("Redis restarted", REDIS, redis_restarted, _UNANSWERED, anywhere=True),
     Kind("Redis rolled back", REDIS, redis_rolled_back, _ANEW, anywhere=True),
     Kind("Redis wiped", REDIS, redis_wiped, _ANEW, anywhere=True),
