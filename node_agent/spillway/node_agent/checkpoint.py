@@ -163,7 +163,7 @@ def load_config(folder: Path) -> Any:
     family_of(model_type)
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:
+    except Exception as error:  # whatever transformers raises for a config it does not take
         raise UnsupportedModelError(f"config.json is refused by transformers: {error}") from error
 
 

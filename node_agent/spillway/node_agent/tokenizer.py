@@ -50,7 +50,7 @@ class Tokenizer:
         """
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except Exception as error:
+        except Exception as error:  # whatever transformers raises for files it cannot read
             reason = str(error).strip().split("\n")[0]
             raise TokenizerError(f"{folder} has no tokenizer that can be loaded: {reason}") from error
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
@@ -88,7 +88,7 @@ class Tokenizer:
         settings = {"add_generation_prompt": True, **options, "tokenize": False}
         try:
             return str(self._tokenizer.apply_chat_template([dict(message) for message in messages], **settings))
-        except Exception as error:
+        except Exception as error:  # a template is code of the checkpoint
             raise ChatTemplateError(f"the chat template refuses the messages: {error}") from error
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:

@@ -67,7 +67,7 @@ class Guard:
             return routing_refusal(error, request.path)
         except ConnectionError:
             raise  # nobody is there to be answered
-        except Exception:
+        except Exception:  # a defect: logged whole, told without its inside
             log.exception("%s %s failed by a defect of the gateway", request.method, request.path[:200])
             return defect()
 

@@ -154,7 +154,7 @@ async def _refusing(context: Any, entry: _Entry) -> AsyncIterator[None]:
     except ServiceError as error:
         ended = code_pb2.Code.Name(code(error))
         await context.abort_with_status(status(error))
-    except Exception:
+    except Exception:  # a defect: logged whole, told without its inside
         ended = "INTERNAL"
         log.exception("%s failed by a defect of the gateway", entry.method)
         await context.abort(grpc.StatusCode.INTERNAL, "a defect of the gateway; its log says more")
