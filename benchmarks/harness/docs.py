@@ -8,7 +8,7 @@ import re
 from harness import modes, results
 from harness.models import CHECKOUT
 
-PAGES = (CHECKOUT / "docs" / "performance.md", CHECKOUT / "docs" / "kernels.md")
+PAGES = tuple(CHECKOUT / "docs" / page for page in ("performance.md", "kernels.md", "kv.md"))
 _BLOCK = re.compile(r"(<!-- table (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -17,6 +17,8 @@ def table_of(name: str) -> str:
     kept = json.loads((results.RESULTS / f"{name}.json").read_text())
     if name == "kernels-cpu-attention":
         return results.attention_table(kept)
+    if name.startswith("kvstore-"):
+        return results.store_table(kept)
     return results.table(kept) if "peers" in kept else modes.table(kept)
 
 

@@ -172,3 +172,24 @@ def attention_table(kept: dict[str, Any]) -> str:
             f"| {each['errors']['spillway']:.0e}, {each['errors']['SDPA']:.0e} |"
         )
     return "\n".join(rows) + "\n"
+
+
+def store_table(kept: dict[str, Any]) -> str:
+    """What one of `benchmarks/kvstore/` kept, as a markdown table."""
+    machine, columns = kept["machine"], list(kept["rows"][0])
+    settings = ", ".join(f"{key} {value}" for key, value in kept["settings"].items())
+    beside = f", {machine['busy_beside']} CPUs busy with something else" if "busy_beside" in machine else ""
+    numeric = ["---:" if isinstance(kept["rows"][-1][column], int | float) else "---" for column in columns]
+    rows = [
+        f"{machine['processor']}, {machine['cpus']} CPUs{beside}; {settings}\n",
+        "| " + " | ".join(columns) + " |",
+        "|" + "|".join(numeric) + "|",
+    ]
+    rows += ["| " + " | ".join(_cell(row[column]) for column in columns) + " |" for row in kept["rows"]]
+    return "\n".join(rows) + "\n"
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.2f}" if value < 10 else f"{value:.1f}"
+    return "" if value is None else str(value)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 import statistics
 import sys
 import time
@@ -51,10 +53,32 @@ def alternate(works: dict[str, Callable[[], None]], rounds: int) -> dict[str, fl
     return {name: statistics.median(values) for name, values in taken.items()}
 
 
+def _busy_s() -> float:
+    """CPU seconds that all CPUs spent on something so far, stolen ones included."""
+    user, nice, system, _, _, *rest = (int(field) for field in Path("/proc/stat").read_text().split()[1:9])
+    return (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")
+
+
+def _own_s() -> float:
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
+_BEGUN = (time.monotonic(), _busy_s(), _own_s())
+
+
+def company() -> float:
+    """How many CPUs were busy, since this began, with other work than this process and its ended children."""
+    now, busy_s, own_s = time.monotonic(), _busy_s(), _own_s()
+    return max(0.0, (busy_s - _BEGUN[1] - (own_s - _BEGUN[2])) / (now - _BEGUN[0]))
+
+
 def report(title: str, rows: Sequence[dict[str, Any]], settings: dict[str, Any]) -> None:
     """Print the machine, the settings and a table; keep all of it under `benchmarks/results/`."""
-    described = machine()
+    others = company()
+    described = machine() | {"busy_beside": round(others, 2), "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     print(f"{title}\n{described['processor']}, {described['cpus']} CPUs, {described['system']}")
+    print(f"{others:.2f} CPUs were busy with something else meanwhile")
     print(", ".join(f"{key} {value}" for key, value in settings.items()))
     columns = list(rows[0])
     cells = [[_text(row.get(column)) for column in columns] for row in rows]
@@ -62,7 +86,8 @@ def report(title: str, rows: Sequence[dict[str, Any]], settings: dict[str, Any])
     for line in (columns, *cells):
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)))
     path = RESULTS / f"kvstore-{Path(sys.argv[0]).stem.replace('_', '-')}.json"
-    path.write_text(json.dumps({"machine": described, "settings": settings, "rows": rows}, indent=1) + "\n")
+    kept = {"title": title, "machine": described, "settings": settings, "rows": list(rows)}
+    path.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 def _text(value: object) -> str:

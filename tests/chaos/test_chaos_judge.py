@@ -29,7 +29,7 @@ LEASES = {1: Lease("a", 4), 2: Lease("b", 2)}
 
 
 def place(number: int, generation: int, bits: int) -> bytes:
-    return struct.pack(">III", number, generation, bits)
+    return struct.pack(">IIII", number, generation, bits, 1)
 
 
 @given(st.binary(min_size=32, max_size=32), st.binary(min_size=32, max_size=32))

@@ -21,11 +21,11 @@ from spillway.kvstore.index.redis_client import RedisConfig
 redis = pytest.importorskip("redis")
 
 AGENT_MAY = (
-    "~{spillway:v1:* +eval +evalsha +hget +hset +hdel +hincrby +hgetall +sadd +srem +scard +sscan +srandmember +get "
-    "+set +time"
+    "~{spillway:v2:* +eval +evalsha +hget +hset +hdel +hincrby +hgetall +sadd +srem +scard +sscan +srandmember +get "
+    "+set +pttl +unlink +time"
 )
 """As kvstore/README.md says."""
-PERSON_MAY = f"{AGENT_MAY} +ping +scan +hvals +hkeys +smembers +unlink +script|load"
+PERSON_MAY = f"{AGENT_MAY} +ping +scan +hvals +hkeys +smembers +script|load"
 CHAIN = [name(number) for number in range(40)]
 PATIENCE_S = 60
 

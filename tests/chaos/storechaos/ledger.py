@@ -19,7 +19,7 @@ Figures = dict[str, float]
 
 RESTING = 0xA5
 """What a buffer is filled with while nobody may write into it."""
-_PLACE = struct.Struct(">III")
+_PLACE = struct.Struct(">IIII")
 
 
 @functools.cache
@@ -96,7 +96,8 @@ class Lease:
 
 @dataclass(frozen=True)
 class SharedIndex:
-    """All of an index in Redis. ``entries``: block → its places, 12 bytes each (node number, generation, tier bits)."""
+    """All of an index in Redis. ``entries``: block → its places, 16 bytes each: node number, generation,
+    tier bits, segment."""
 
     leases: Mapping[int, Lease]
     entries: Mapping[bytes, bytes]
@@ -104,7 +105,7 @@ class SharedIndex:
     def places(self) -> Iterable[tuple[bytes, int, int, int]]:
         """Block, node number, generation, tiers as bits."""
         for block, packed in self.entries.items():
-            for number, generation, bits in _PLACE.iter_unpack(packed):
+            for number, generation, bits, _ in _PLACE.iter_unpack(packed):
                 yield block, number, generation, bits
 
 

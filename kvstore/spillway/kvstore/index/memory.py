@@ -56,8 +56,10 @@ class MemoryIndex(BlockIndex):
                 return count
         return len(blocks)
 
-    def absent(self, blocks: Sequence[BlockHash], among: Collection[str]) -> list[int]:
+    def absent(self, blocks: Sequence[BlockHash], among: Collection[str]) -> Sequence[int]:
         """Positions of the ``blocks`` that are in no tier named in ``among``."""
+        if self._bits.keys().isdisjoint(blocks):
+            return range(len(blocks))
         mask = sum(self._bit_of.get(tier, 0) for tier in set(among))
         bits = self._bits
         return [position for position, block in enumerate(blocks) if not bits.get(block, 0) & mask]
@@ -70,6 +72,11 @@ class MemoryIndex(BlockIndex):
 
     def stats(self) -> None:
         """See `BlockIndex.stats`."""
+
+    def entered(self) -> list[BlockHash]:
+        """All blocks that are in some tier, in the order in which they came."""
+        with self._lock:
+            return list(self._bits)
 
     def close(self) -> None:
         """See `BlockIndex.close`."""

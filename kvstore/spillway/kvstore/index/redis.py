@@ -7,12 +7,18 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Collection, Sequence
+from itertools import islice, takewhile
+from operator import itemgetter
+
+import xxhash
 
 from ..identity import BlockHash
 from .base import MOST_AT_ONCE, PEER, BlockIndex, IndexStats, Location
 from .memory import MemoryIndex
+from .near import NearCache
 from .redis_client import RedisCalls, RedisConfig
-from .redis_scripts import LOOK_UP, Keys
+from .redis_look_up import LOOK_UP, of_blocks
+from .redis_scripts import Keys
 from .redis_writer import Writer
 
 _PLACE = struct.Struct(">III")
@@ -32,7 +38,8 @@ class RedisIndex(BlockIndex):
         self._tiers = tuple(tiers)
         self._keys = Keys(config.prefix, identity.hex()[:32], config.buckets)
         self._calls = RedisCalls(config)
-        self._near: dict[BlockHash, tuple[float, _Places]] = {}
+        self._near_places: NearCache[BlockHash, _Places] = NearCache(config.near_s, config.near_blocks)
+        self._near_prefixes: NearCache[bytes, int] = NearCache(config.near_s, config.near_blocks)
         self._near_lock = threading.Lock()
         self._near_counts: Counter[str] = Counter()
         self._writer = Writer(config, self._keys, self._calls, self._own, self._tiers)
@@ -60,8 +67,8 @@ class RedisIndex(BlockIndex):
         if PEER not in among:
             return self._own.longest_prefix(blocks, among)
         absent = self._own.absent(blocks, among)
-        found = self._leading([blocks[position] for position in absent])
-        return next((position for position in absent if not found.get(blocks[position])), len(blocks))
+        found = self._leading(blocks if len(absent) == len(blocks) else [blocks[position] for position in absent])
+        return absent[found] if found < len(absent) else len(blocks)
 
     def snapshot(self, tier: str) -> frozenset[BlockHash]:
         """See `BlockIndex.snapshot`."""
@@ -96,49 +103,51 @@ class RedisIndex(BlockIndex):
         self._calls.close()
         self._own.close()
 
-    def _leading(self, blocks: Sequence[BlockHash]) -> dict[BlockHash, _Places]:
-        """Places of leading ``blocks`` on other nodes, up to the first that is on none."""
-        now = time.monotonic()
-        known: dict[BlockHash, _Places] = {}
-        for position, block in enumerate(blocks):
-            ends, places = self._near.get(block, (0.0, ()))
-            if ends <= now:
-                self._tally("hits", position)
-                return known | self._ask(blocks[position:], past_gaps=False)
-            known[block] = places
-            if not places:
-                break
-        self._tally("hits", len(known))
-        return known
+    def _leading(self, blocks: Sequence[BlockHash]) -> int:
+        """How many leading ``blocks`` are on other nodes."""
+        if not blocks:
+            return 0
+        names = b"".join(blocks)
+        question = xxhash.xxh3_128_digest(names)
+        known = self._near_prefixes.recall((question,))
+        self._tally("hits" if known else "misses", len(blocks))
+        if not known:
+            runs = self._ask(names, past_gaps=False)
+            if runs is None:
+                return 0
+            known = {question: sum(count for _, count in takewhile(itemgetter(0), runs))}
+            self._near_prefixes.learn(known)
+        return known[question]
 
     def _anywhere(self, blocks: Sequence[BlockHash]) -> dict[BlockHash, _Places]:
         """Places of each of ``blocks`` on other nodes."""
-        now = time.monotonic()
-        known = {block: places for block in blocks for ends, places in [self._near.get(block, (0.0, ()))] if ends > now}
+        known = self._near_places.recall(blocks)
         rest = [block for block in blocks if block not in known]
         self._tally("hits", len(blocks) - len(rest))
+        self._tally("misses", len(rest))
         for start in range(0, len(rest), MOST_AT_ONCE):
-            known |= self._ask(rest[start : start + MOST_AT_ONCE], past_gaps=True)
+            asked = iter(rest[start : start + MOST_AT_ONCE])
+            runs = self._ask(b"".join(rest[start : start + MOST_AT_ONCE]), past_gaps=True)
+            if runs is not None:
+                fresh = {block: places for places, count in runs for block in islice(asked, count)}
+                self._near_places.learn(fresh)
+                known |= fresh
         return known
 
-    def _ask(self, blocks: Sequence[BlockHash], *, past_gaps: bool) -> dict[BlockHash, _Places]:
-        """One round trip. Without an answer, and behind a gap that was not to be passed, nothing is known."""
-        self._tally("misses", len(blocks))
-        keys = [self._keys.of("leases"), *self._keys.buckets_of(blocks)]
-        answer = self._calls.script(LOOK_UP, keys, [self._writer.number, int(past_gaps), *blocks])
+    def _ask(self, names: bytes, *, past_gaps: bool) -> list[tuple[_Places, int]] | None:
+        """One round trip: places on other nodes, each of so many blocks in a row. None without an answer."""
+        arguments = [self._writer.number, int(past_gaps), self._keys.of(""), self._keys.buckets, *of_blocks(names)]
+        answer = self._calls.script(LOOK_UP, [self._keys.of("leases")], arguments)
         if answer is None:
-            return {}
-        found, alive = answer
+            return None
+        runs, alive = answer
         nodes = {int(alive[i]): alive[i + 1].decode().split("|") for i in range(0, len(alive), 2)}
-        places = {entry: self._places(entry, nodes) for entry in set(found)}  # few differ: blocks come by the chain
-        fresh = dict(zip(blocks, [*(places[entry] for entry in found), ()], strict=False))
-        self._remember(fresh)
-        return fresh
+        return [(self._places(runs[i], nodes), runs[i + 1]) for i in range(0, len(runs), 2)]
 
     def _places(self, entry: bytes, nodes: dict[int, list[str]]) -> _Places:
         places = []
         for number, generation, bits in _PLACE.iter_unpack(entry):
-            _, _, _, node, address, tiers = nodes[number]
+            _, _, _, node, address, tiers, _ = nodes[number]
             if node != self._config.node:
                 places += [
                     Location(tier, node, generation, address)
@@ -146,14 +155,6 @@ class RedisIndex(BlockIndex):
                     if bits >> position & 1
                 ]
         return tuple(places)
-
-    def _remember(self, fresh: dict[BlockHash, _Places]) -> None:
-        ends = time.monotonic() + self._config.near_s
-        with self._near_lock:
-            if len(self._near) + len(fresh) > self._config.near_blocks:
-                self._near = {}
-            for block, places in list(fresh.items())[: self._config.near_blocks]:
-                self._near[block] = (ends, places)
 
     def _tally(self, what: str, count: int) -> None:
         with self._near_lock:

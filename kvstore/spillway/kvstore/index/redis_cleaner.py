@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Iterator
 
 from .redis_client import RedisCalls, RedisConfig
-from .redis_scripts import CLEAN, CLEANER, FORGET, Keys
+from .redis_scripts import CLEAN, CLEANER, END, FORGET, Keys
 
 _BUCKETS = 16
 """Buckets cleaned per turn, a call each: some 1,000 entries of a million."""
@@ -33,6 +33,7 @@ class Cleaner:
         self._cursor = 0
         self._scanned: list[int] = []
         self._own_is_clean = False
+        self._ahead: dict[int, tuple[bytes, float]] = {}
 
     def begin(self, generation: int) -> None:
         """This node has a new lease. Redis may have gone back in time, so that even its number was there before."""
@@ -56,18 +57,36 @@ class Cleaner:
             self._forget(dead)
         return self._config.lease_s
 
-    def _dead(self, own: int) -> Iterator[tuple[int, int]]:
+    def _dead(self, own: int) -> list[tuple[int, int]]:
         """Number and last generation of each node whose lease ended."""
         leases = self._calls.command("HGETALL", self._keys.of("leases"))
         clock = self._calls.command("EVAL", "return redis.call('TIME')", 1, self._keys.of("leases"))
         if not leases or not clock:
-            return
+            return []
         now_ms = int(clock[0]) * 1000 + int(clock[1]) // 1000
         items = leases.items() if isinstance(leases, dict) else zip(leases[::2], leases[1::2], strict=True)
-        for number, lease in items:
+        dead, ahead = [], {}
+        for number, lease in ((int(number), lease) for number, lease in items if int(number) != own):
             generation, ends_ms = (int(part) for part in lease.split(b"|", 2)[:2])
-            if ends_ms <= now_ms and int(number) != own:
-                yield int(number), generation
+            length_ms = int(lease.rpartition(b"|")[2])
+            if ends_ms <= now_ms:
+                dead.append((number, generation))
+            elif ends_ms > now_ms + 2 * length_ms:
+                ahead[number] = self._end(number, lease, length_ms / 1000)
+        self._ahead = ahead
+        return dead
+
+    def _end(self, number: int, lease: bytes, length_s: float) -> tuple[bytes, float]:
+        """End a lease from before Redis's clock jumped back, once it is clear that its node does not renew it.
+
+        The lease and when it was first seen, by this node's monotonic clock.
+        """
+        seen = self._ahead.get(number, (b"", 0.0))
+        if seen[0] != lease:
+            return lease, time.monotonic()
+        if time.monotonic() - seen[1] >= length_s:
+            self._calls.script(END, [self._keys.of("leases")], [number, lease])
+        return seen
 
     def _clean_own(self, number: int, generation: int) -> None:
         """The reverse set stays, since living entries are in its buckets too: one pass over it by cursor."""
@@ -96,6 +115,6 @@ class Cleaner:
 
     def _forget(self, number: int) -> None:
         parts = ("leases", "numbers", "generations", "writes", "about")
-        keys = [*(self._keys.of(part) for part in parts), self._keys.of("r", number)]
+        keys = [self._keys.of(part) for part in parts] + [self._keys.of(part, number) for part in ("r", "s")]
         if self._calls.script(FORGET, keys, [number, int(_FORGET_S * 1000)]) == 1:
             self._counts["forgotten"] += 1

@@ -14,7 +14,7 @@ from ..identity import BlockHash
 from .memory import MemoryIndex
 from .redis_cleaner import Cleaner
 from .redis_client import RedisCalls, RedisConfig
-from .redis_scripts import ACQUIRE, RELEASE, RENEW, WRITE, Keys
+from .redis_scripts import ACQUIRE, RELEASE, RENEW, SEGMENT_BLOCKS, WRITE, Keys
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ class Writer:
         self._writes = 0
         self._held = False
         self._acquired_once = False
+        self._segments = _Segments()
         self._cleaner = Cleaner(config, keys, calls, self.counts)
         self._dirty: dict[BlockHash, None] = {}
         self._overflowed = False
@@ -130,7 +131,8 @@ class Writer:
         about = f"{self._config.address}|{','.join(self._tiers)}"
         take_over = "0" if self._acquired_once else "1"
         says = self._config.about.pack()
-        answer = self._calls.script(ACQUIRE, keys, [self._config.node, self._token, lease_ms, about, take_over, says])
+        arguments = [self._config.node, self._token, lease_ms, about, take_over, says, self._keys.of("s", "")]
+        answer = self._calls.script(ACQUIRE, keys, arguments)
         if answer is None:
             return False
         number, generation = int(answer[0]), int(answer[1])
@@ -142,8 +144,8 @@ class Writer:
             self._cleaner.begin(generation)
             # What is here now is published whole; what changes meanwhile comes into the set too.
             self._overflowed = False
-            for tier in self._tiers:
-                self._dirty.update(dict.fromkeys(self._own.snapshot(tier)))
+            self._segments.begin()
+            self._dirty.update(dict.fromkeys(self._own.entered()))
             self.counts["resyncs" if self._acquired_once else "leases"] += 1
             self._held = self._acquired_once = True
             self._renew_at = time.monotonic() + self._config.lease_s / 3
@@ -174,10 +176,12 @@ class Writer:
             self._writing = len(batch)
         buckets = [self._keys.bucket(block) for block in batch]
         keys = [self._keys.of("leases"), self._keys.of("writes"), self._keys.of("r", self.number)]
+        keys += [self._keys.of("s", self.number)]
         keys += [self._keys.of("b", bucket) for bucket in buckets]
         arguments: list[object] = [self.number, self.generation, self._writes, self._token]
         for block, bucket in zip(batch, buckets, strict=True):
-            arguments += (block, self._bits(block), bucket)
+            bits = self._bits(block)
+            arguments += (block, bits, bucket, self._segments.take(bits))
         answer = self._calls.script(WRITE, keys, arguments)
         with self._changed:
             self._writing = 0
@@ -192,3 +196,26 @@ class Writer:
     def _bits(self, block: BlockHash) -> int:
         held = self._own.tiers_of(block)
         return sum(1 << position for position, tier in enumerate(self._tiers) if tier in held)
+
+
+class _Segments:
+    """Which segment each newly entered block goes to: one after another, so that those of a chain are together."""
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """There are none yet."""
+        self._open: dict[int, tuple[int, int]] = {}
+        self._last = 0
+
+    def take(self, bits: int) -> int:
+        """The segment for a block in the tiers ``bits``; 0 if it is in none."""
+        if not bits:
+            return 0
+        segment, room = self._open.get(bits, (0, 0))
+        if not room:
+            segment, room = self._last + 1, SEGMENT_BLOCKS
+            self._last = segment
+        self._open[bits] = (segment, room - 1)
+        return segment

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import StillLivingError
-from ..index.redis_scripts import CLEAN, FORGET, Keys
+from ..index.redis_scripts import CLEAN, END, FORGET, Keys
 from .shared_index import BUCKETS_AT_ONCE, Node, SharedIndex
 
 
@@ -15,7 +15,9 @@ def forget_node(index: SharedIndex, node: Node) -> int:
     keys, removed = node.keys, 0
     reverse = keys.of("r", node.number)
     with index.answering():
-        clean, forget = index.client.register_script(CLEAN), index.client.register_script(FORGET)
+        clean, forget, end = (index.client.register_script(script) for script in (CLEAN, FORGET, END))
+        if lease := index.client.hget(keys.of("leases"), node.number):
+            end(keys=[keys.of("leases")], args=[node.number, lease])
         while buckets := index.client.srandmember(reverse, BUCKETS_AT_ONCE):
             for bucket in buckets:
                 names = [keys.of("leases"), reverse, keys.of("b", int(bucket))]
@@ -24,7 +26,8 @@ def forget_node(index: SharedIndex, node: Node) -> int:
                     raise StillLivingError(f"{node.name} has come back: nothing more is removed")
                 removed += count
         parts = ("leases", "numbers", "generations", "writes", "about")
-        forget(keys=[*(keys.of(part) for part in parts), reverse], args=[node.number, 0])
+        names = [*(keys.of(part) for part in parts), reverse, keys.of("s", node.number)]
+        forget(keys=names, args=[node.number, 0])
     return removed
 
 
@@ -42,7 +45,7 @@ def remove_namespace(index: SharedIndex, keys: Keys) -> int:
         for start in range(0, keys.buckets, BUCKETS_AT_ONCE):
             buckets = range(start, min(start + BUCKETS_AT_ONCE, keys.buckets))
             removed += int(index.client.unlink(*(keys.of("b", bucket) for bucket in buckets)))
-        names = [keys.of("r", int(number)) for number in numbers]
+        names = [keys.of(part, int(number)) for number in numbers for part in ("r", "s")]
         names += [keys.of(part) for part in ("numbers", "generations", "writes", "about", "cleaner", "leases")]
         for start in range(0, len(names), BUCKETS_AT_ONCE):
             removed += int(index.client.unlink(*names[start : start + BUCKETS_AT_ONCE]))

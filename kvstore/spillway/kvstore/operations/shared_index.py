@@ -15,19 +15,20 @@ from ..errors import ConfigError, IndexUnavailableError
 from ..identity import HASH_BYTES, BlockHash
 from ..index.about import About
 from ..index.redis_client import connect
-from ..index.redis_scripts import Keys
+from ..index.redis_scripts import PLACE, Keys
 
 _Item = TypeVar("_Item")
 PREFIX = "spillway"
 BUCKETS_AT_ONCE = 64
 """So many buckets of a million entries are some 4,000 entries: a call of a few milliseconds, between look-ups."""
-_PLACE = struct.Struct(">III")
+_HELD = struct.Struct(">III")
+"""A place without its segment."""
 _COUNT = """
 local counts, blocks = {}, 0
 for i = 1, #KEYS do
   for _, places in ipairs(redis.call('HVALS', KEYS[i])) do
     blocks = blocks + 1
-    for p = 1, #places, 12 do
+    for p = 1, #places, 16 do
       local place = string.sub(places, p, p + 11)
       counts[place] = (counts[place] or 0) + 1
     end
@@ -42,13 +43,14 @@ return out
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A node of a namespace. ``lease_s``: seconds until its lease ends, negative since it ended."""
+    """Of a namespace. ``lease_s``: seconds until its lease ends, negative since it ended; ``length_s``: its length."""
 
     keys: Keys
     number: int
     name: str
     generation: int
     lease_s: float
+    length_s: float
     address: str
     tiers: tuple[str, ...]
     about: About
@@ -56,7 +58,7 @@ class Node:
     @property
     def live(self) -> bool:
         """Whether its lease holds, so that look-ups see its blocks."""
-        return self.lease_s > 0
+        return 0 < self.lease_s <= 2 * self.length_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,7 @@ class SharedIndex:
         """One per identity of blocks. Scans the names of keys: some ten thousand for a million entries."""
         found = []
         with self.answering():
-            for key in self.client.scan_iter(match=f"{{{PREFIX}:v1:*}}:leases", count=1000):
+            for key in self.client.scan_iter(match=f"{{{PREFIX}:v2:*}}:leases", count=1000):
                 _, _, buckets, namespace = key.decode().partition("}")[0].split(":")
                 found.append(Keys(PREFIX, namespace, int(buckets)))
         return sorted(found, key=lambda keys: keys.namespace)
@@ -110,11 +112,12 @@ class SharedIndex:
         now_s = int(seconds) + int(microseconds) * 1e-6
         nodes = []
         for number, lease in leases.items():
-            generation, ends_ms, _, name, address, tiers = lease.decode().split("|")
+            generation, ends_ms, _, name, address, tiers, length_ms = lease.decode().split("|")
             about = About.unpack(abouts.get(number, b""))
             lease_s = int(ends_ms) / 1000 - now_s
-            row = Node(keys, int(number), name, int(generation), lease_s, address, tuple(tiers.split(",")), about)
-            nodes.append(row)
+            length_s = int(length_ms) / 1000
+            served = tuple(tiers.split(","))
+            nodes.append(Node(keys, int(number), name, int(generation), lease_s, length_s, address, served, about))
         return sorted(nodes, key=lambda node: (node.name, node.number))
 
     def census(self, keys: Keys, nodes: Sequence[Node]) -> Census:
@@ -152,7 +155,8 @@ class SharedIndex:
                 entries = answer if isinstance(answer, dict) else {start: answer} if answer else {}
                 for block, entry in entries.items():
                     if block.startswith(start):
-                        places = [self._place(entry[at : at + 12], known)[1] for at in range(0, len(entry), 12)]
+                        starts_at = range(0, len(entry), PLACE.size)
+                        places = [self._place(entry[at:], known)[1] for at in starts_at]
                         found[BlockHash(block)] = places
         return found
 
@@ -168,7 +172,7 @@ class SharedIndex:
                 BlockHash(block)
                 for entries in answers
                 for block, entry in entries.items()
-                if any(place[:2] == wanted for place in _PLACE.iter_unpack(entry))
+                if any(place[:2] == wanted for place in PLACE.iter_unpack(entry))
             ]
 
     @contextmanager
@@ -190,7 +194,7 @@ class SharedIndex:
         return sorted({int(bucket) for found in members for bucket in found})
 
     def _place(self, entry: bytes, known: dict[int, Node]) -> tuple[int, Place]:
-        number, generation, bits = _PLACE.unpack(entry)
+        number, generation, bits = _HELD.unpack_from(entry)
         node = known.get(number)
         if node is None:
             return number, Place(None, (), stale=True)
