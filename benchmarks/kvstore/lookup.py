@@ -88,10 +88,8 @@ def measure(placement: str, parts: Parts, chains: Sequence[Sequence[BlockHash]])
         assert reader.settle(PATIENCE_S)
         assert remembers.settle(PATIENCE_S)
         assert reader.longest_prefix(chains[0], (PEER,)) == CHAIN
-        calls, sent = reader.stats().calls["answered"], client.info("stats")["total_net_input_bytes"]
-        assert reader.longest_prefix(chains[1], (PEER,)) == CHAIN
-        round_trips = reader.stats().calls["answered"] - calls
-        request_bytes = client.info("stats")["total_net_input_bytes"] - sent
+        asked = [asked_with(reader, client, chain) for chain in chains[1:9]]
+        round_trips, request_bytes = (min(each) for each in zip(*asked, strict=True))
         client.config_resetstat()
         assert all(reader.longest_prefix(chain, (PEER,)) == CHAIN for chain in chains[:100])
         script_us = client.info("commandstats")["cmdstat_evalsha"]["usec_per_call"]
@@ -115,6 +113,14 @@ def measure(placement: str, parts: Parts, chains: Sequence[Sequence[BlockHash]])
         f"bytes per entry {placement}": round(bytes_per_entry, 1), f"script ms {placement}": round(script_us / 1e3, 3),
         f"filled in s {placement}": round(filled_s, 1),
     }  # fmt: skip
+
+
+def asked_with(reader: RedisIndex, client: Redis, chain: Sequence[BlockHash]) -> tuple[int, int]:  # type: ignore[type-arg]
+    """Round trips and bytes of one look-up; more, if the node renewed its lease meanwhile."""
+    calls, sent = reader.stats().calls["answered"], client.info("stats")["total_net_input_bytes"]
+    reader.longest_prefix(chain, (PEER,))
+    calls = reader.stats().calls["answered"] - calls
+    return calls, client.info("stats")["total_net_input_bytes"] - sent
 
 
 def rounds(

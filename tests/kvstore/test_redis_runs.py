@@ -38,8 +38,10 @@ def open_node(server: RedisServer) -> Iterator[Open]:
     opened: list[RedisIndex] = []
     prefix = uuid4().hex
 
-    def open_index(node: str, lease_s: float = 60.0) -> RedisIndex:
-        config = RedisConfig(server.url, node, f"{node}:1", prefix=prefix, lease_s=lease_s, near_s=0.0, timeout_s=0.5)
+    def open_index(node: str, lease_s: float = 20.0) -> RedisIndex:
+        config = RedisConfig(
+            server.url, node, f"{node}:1", prefix=prefix, lease_s=lease_s, near_s=0.0, timeout_s=lease_s / 4
+        )
         opened.append(RedisIndex(config, IDENTITY.digest()))
         assert opened[-1].settle(PATIENCE_S)
         return opened[-1]
@@ -111,7 +113,7 @@ def test_a_chain_that_was_entered_together_takes_few_steps(open_node: Open, serv
 
 
 def test_segments_go_with_their_blocks_and_with_their_node(open_node: Open, server: RedisServer) -> None:
-    a, b = open_node("a"), open_node("b", lease_s=2.0)
+    a, b = open_node("a"), open_node("b", lease_s=1.0)
     a.publish("host", CHAIN)
     a.publish("disk", CHAIN[:200])
     assert a.settle(PATIENCE_S)
@@ -132,7 +134,7 @@ def test_segments_go_with_their_blocks_and_with_their_node(open_node: Open, serv
 
 
 def test_a_lease_from_before_the_clock_jumped_back_does_not_hold(open_node: Open, server: RedisServer) -> None:
-    a, b = open_node("a", lease_s=2.0), open_node("b", lease_s=2.0)
+    a, b = open_node("a", lease_s=1.0), open_node("b", lease_s=1.0)
     a.publish("host", CHAIN)
     assert a.settle(PATIENCE_S)
     a.close()
@@ -145,7 +147,7 @@ def test_a_lease_from_before_the_clock_jumped_back_does_not_hold(open_node: Open
 
 
 def test_the_living_get_over_a_clock_that_jumps_back(open_node: Open, server: RedisServer) -> None:
-    a, b = open_node("a", lease_s=2.0), open_node("b", lease_s=2.0)
+    a, b = open_node("a", lease_s=4.0), open_node("b", lease_s=4.0)
     a.publish("host", CHAIN)
     assert a.settle(PATIENCE_S)
     with redis.Redis(port=server.port) as client:

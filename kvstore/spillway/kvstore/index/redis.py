@@ -142,7 +142,8 @@ class RedisIndex(BlockIndex):
             return None
         runs, alive = answer
         nodes = {int(alive[i]): alive[i + 1].decode().split("|") for i in range(0, len(alive), 2)}
-        return [(self._places(runs[i], nodes), runs[i + 1]) for i in range(0, len(runs), 2)]
+        places = {entry: self._places(entry, nodes) for entry in set(runs[::2])}  # few differ: blocks come by the chain
+        return [(places[entry], count) for entry, count in zip(runs[::2], runs[1::2], strict=True)]
 
     def _places(self, entry: bytes, nodes: dict[int, list[str]]) -> _Places:
         places = []

@@ -24,7 +24,7 @@ LOOK_UP = (
 local call, sub, min, unpack = redis.call, string.sub, math.min, struct.unpack
 local own, past_gaps, start, buckets = tonumber(ARGV[1]), ARGV[2] == '1', ARGV[3], tonumber(ARGV[4])
 local names, forth, back = ARGV[5], ARGV[6], ARGV[7]
-local count, leases, known, out = #names / 32, {}, {}, {}
+local count, leases, out = #names / 32, {}, {}
 
 local function living(number)
   local lease = leases[number]
@@ -45,10 +45,24 @@ local function tell(places, blocks)
   else out[#out + 1] = places; out[#out + 1] = blocks end
 end
 
+local marks, number, generation, bits, segment
+local guess, backwards = 128, false
+
+local function open(which)
+  segment = which
+  marks = call('HGET', start .. 's:' .. number, bits .. ':' .. segment) or ''
+end
+
 local function most_of(limit, same)
-  if limit < 1 or not same(1) then return 0 end
-  if same(limit) then return limit end
-  local low, high = 1, limit - 1
+  if limit < 1 then return 0 end
+  local low, high = min(guess, limit), limit
+  if same(low) then
+    if low == limit or not same(low + 1) then return low end
+    low = low + 1
+  else
+    if not same(1) then return 0 end
+    low, high = 1, low - 1
+  end
   while low < high do
     local middle = math.ceil((low + high) / 2)
     if same(middle) then low = middle else high = middle - 1 end
@@ -56,49 +70,79 @@ local function most_of(limit, same)
   return low
 end
 
-local function run_after(i, number, segment)
-  local marks = call('HGET', start .. 's:' .. number, segment) or ''
-  local at, mark = 0, sub(forth, 8 * i - 7, 8 * i)
-  repeat at = string.find(marks, mark, at + 1, true) until not at or at % 8 == 1
-  if not at then return 0 end
-  local run = most_of(min(count - i, (#marks - at - 7) / 8), function(n)
+local function forwards_from(i, at)
+  return most_of(min(count - i, (#marks - at - 7) / 8), function(n)
     return sub(marks, at + 8, at + 7 + 8 * n) == sub(forth, 8 * i + 1, 8 * (i + n))
   end)
-  if run > 0 then return run end
+end
+
+local function backwards_from(i, at)
   return most_of(min(count - i, (at - 1) / 8), function(n)
     return sub(marks, at - 8 * n, at - 1) == sub(back, 8 * (count - i - n) + 1, 8 * (count - i))
   end)
 end
 
-local i, again, pause = 1, 1, 1
-while i <= count do
-  local name = sub(names, 32 * i - 31, 32 * i)
-  local places = call('HGET', start .. 'b:' .. unpack('>I4', name) % buckets, name) or ''
-  local found = known[places]
-  if found == nil then
-    found = ''
-    for p = 1, #places, 16 do
-      local number, generation = unpack('>I4I4', places, p)
-      if number ~= own and living(number) == generation then found = found .. sub(places, p, p + 11) end
-    end
-    known[places] = found
+local function run_from(i)
+  local at, mark = 0, sub(forth, 8 * i - 7, 8 * i)
+  repeat at = string.find(marks, mark, at + 1, true) until not at or at % 8 == 1
+  if not at then return 0 end
+  local run = backwards and backwards_from(i, at) or forwards_from(i, at)
+  if run == 0 then
+    backwards = not backwards
+    run = backwards and backwards_from(i, at) or forwards_from(i, at)
   end
-  if found == '' and not past_gaps then break end
-  tell(found, 1)
-  if not past_gaps and i >= again then
-    local run = 0
-    for p = 1, #places, 16 do
-      local number, generation, _, segment = unpack('>I4I4I4I4', places, p)
-      if number ~= own and living(number) == generation then
-        run = run_after(i, number, segment)
-        if run > 0 then tell(sub(places, p, p + 11), run) break end
+  if run > 0 then guess = run end
+  return 1 + run
+end
+
+local function run_on(i)
+  local run = run_from(i)
+  if run == 0 and marks ~= '' then
+    open(segment + 1)
+    run = run_from(i)
+  end
+  return run
+end
+
+local known, i, again, pause = {}, 1, 1, 1
+while i <= count do
+  local run = marks and run_on(i) or 0
+  if run > 0 then
+    tell(struct.pack('>I4I4I4', number, generation, bits), run)
+    i = i + run
+  else
+    marks = nil
+    local name = sub(names, 32 * i - 31, 32 * i)
+    local places = call('HGET', start .. 'b:' .. unpack('>I4', name) % buckets, name) or ''
+    local found = known[places]
+    if found == nil then
+      found = ''
+      for p = 1, #places, 16 do
+        local n, g = unpack('>I4I4', places, p)
+        if n ~= own and living(n) == g then found = found .. sub(places, p, p + 11) end
+      end
+      known[places] = found
+    end
+    if found == '' and not past_gaps then break end
+    tell(found, 1)
+    if not past_gaps and i >= again then
+      for p = 1, #places, 16 do
+        number, generation, bits, segment = unpack('>I4I4I4I4', places, p)
+        if number ~= own and living(number) == generation then
+          open(segment)
+          run = run_from(i)
+          if run > 1 then break end
+        end
+      end
+      if run > 1 then
+        tell(struct.pack('>I4I4I4', number, generation, bits), run - 1)
+        i, pause = i + run - 1, 1
+      else
+        marks, pause, again = nil, min(2 * pause, 32), i + pause
       end
     end
-    i = i + run
-    pause = run > 0 and 1 or min(2 * pause, 32)
-    again = i + pause
+    i = i + 1
   end
-  i = i + 1
 end
 local alive = {}
 for number, lease in pairs(leases) do
@@ -118,5 +162,5 @@ bytes here: node number, generation, tiers as bits.
 
 def of_blocks(names: bytes) -> tuple[bytes, bytes, bytes]:
     """The last three arguments, for blocks whose names are ``names``, one after another."""
-    marks = np.frombuffer(names, np.uint8).reshape(-1, HASH_BYTES)[:, :MARK_BYTES]
+    marks = np.frombuffer(names, np.uint64).reshape(-1, HASH_BYTES // MARK_BYTES)[:, 0]
     return names, marks.tobytes(), marks[::-1].tobytes()

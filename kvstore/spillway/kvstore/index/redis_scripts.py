@@ -10,8 +10,8 @@ identities are other namespaces and spread over the masters.
     …:cleaner  the number of the node that deletes entries of the dead now; expires
     …:b:<n>    block → 16 bytes (node number, generation, tiers as bits, segment) for each place; few enough to be
                compact
-    …:s:<n>    segment → marks, the first 8 bytes of their names, of blocks that node n entered in this order, all in
-               the same tiers. A block is in the segment that its entry names, for as long as the entry is there
+    …:s:<n>    tiers as bits:segment → marks, the first 8 bytes of their names, of blocks that node n entered in these
+               tiers, in this order. A block is in the segment that its entry names, for as long as the entry is there
     …:r:<n>    the numbers of all buckets that node n may have entries in: what a dead node is deleted by
 
 Time is Redis's own, so a node whose clock jumps keeps and loses its lease like any other. If Redis's clock jumps back,
@@ -24,6 +24,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from dataclasses import dataclass
+from functools import cache
 
 MARK_BYTES = 8
 SEGMENT_BLOCKS = 128
@@ -115,13 +116,16 @@ for i = 5, #KEYS do
     else
       local its, had, where = unpack('>I4I4I4', old, p + 4)
       if its == tonumber(ARGV[2]) then
-        if had == bits then segment, stays = where, true else leave(where, mark) end
+        if had == bits then segment, stays = where, true else leave(had .. ':' .. where, mark) end
       end
     end
   end
   if bits > 0 then
     new = new .. me .. pack('>I4I4I4', tonumber(ARGV[2]), bits, segment)
-    if not stays then segments[segment] = marks_of(segment) .. mark end
+    if not stays then
+      local own = bits .. ':' .. segment
+      segments[own] = marks_of(own) .. mark
+    end
     call('SADD', KEYS[3], ARGV[at + 2])
   end
   if new == '' then
@@ -243,6 +247,7 @@ class Keys:
         return int.from_bytes(block[:4], "big") % self.buckets
 
 
+@cache
 def sha_of(script: str) -> str:
     """What Redis calls a loaded script by."""
     return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()

@@ -206,16 +206,10 @@ class _Segments:
 
     def begin(self) -> None:
         """There are none yet."""
-        self._open: dict[int, tuple[int, int]] = {}
-        self._last = 0
+        self._taken: Counter[int] = Counter()
 
     def take(self, bits: int) -> int:
-        """The segment for a block in the tiers ``bits``; 0 if it is in none."""
-        if not bits:
-            return 0
-        segment, room = self._open.get(bits, (0, 0))
-        if not room:
-            segment, room = self._last + 1, SEGMENT_BLOCKS
-            self._last = segment
-        self._open[bits] = (segment, room - 1)
+        """The segment for a block in the tiers ``bits``."""
+        segment = self._taken[bits] // SEGMENT_BLOCKS
+        self._taken[bits] += 1
         return segment
