@@ -105,12 +105,19 @@ def _peer(blocks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tier:
     return ThroughAPeer(blocks)
 
 
+def _peer_by_nixl(blocks: int, directory: Path, monkeypatch: pytest.MonkeyPatch) -> Tier:
+    pytest.importorskip("nixl", reason="NIXL is not installed", exc_type=ImportError)
+    monkeypatch.setattr("peer_factories.FABRIC", True)
+    return _peer(blocks, directory, monkeypatch)
+
+
 TIERS: dict[str, Callable[[int, Path, pytest.MonkeyPatch], Tier]] = {
     "host": _host,
     "disk": _disk,
     "buffered-disk": _buffered_disk,
     "faulty-without-faults": _healthy_faulty,
     "peer": _peer,
+    "peer-by-nixl": _peer_by_nixl,
 }
 """Makes a tier of about so many blocks. A new tier joins the suite by one line here."""
 

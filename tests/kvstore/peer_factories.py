@@ -26,11 +26,13 @@ from spillway.kvstore.transfer.lane import Lane
 
 TOKEN = b"a token of the tests"
 PATIENT_S = 60.0
+FABRIC = False
+"""Whether peers of the tests give each other blocks by NIXL."""
 
 
 def peers(listen: str = "127.0.0.1:0", **settings: object) -> PeersConfig:
     """Settings whose deadlines a starved test machine does not miss."""
-    return PeersConfig(**{"token": TOKEN, "listen": listen, "stall_s": PATIENT_S, **settings})  # type: ignore[arg-type]
+    return PeersConfig(**{"token": TOKEN, "listen": listen, "stall_s": PATIENT_S, "fabric": FABRIC, **settings})  # type: ignore[arg-type]
 
 
 class KnownPeers(MemoryIndex):

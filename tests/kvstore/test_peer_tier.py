@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import struct
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -28,8 +30,21 @@ FRAME_STARTS = [b"", *(struct.pack("<4sBBHI", b"SPWB", 1, kind, 0, 44) for kind 
 """Nothing, or the head of a frame whose length some kinds may have."""
 
 
+SOCKETS_ONLY = pytest.mark.parametrize("way", ["sockets"], indirect=True)
+
+
+@pytest.fixture(params=["sockets", "nixl"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How blocks travel."""
+    kind: str = request.param
+    if kind == "nixl":
+        pytest.importorskip("nixl", reason="NIXL is not installed", exc_type=ImportError)
+        monkeypatch.setattr("peer_factories.FABRIC", True)
+    return kind
+
+
 @pytest.fixture
-def served() -> Iterator[Served]:
+def served(way: str) -> Iterator[Served]:
     made = Served(64)
     yield made
     made.close()
@@ -86,7 +101,7 @@ def test_a_store_loads_what_a_peer_holds_in_memory_or_on_disk(tmp_path: Path, ho
         owner.check()
 
 
-def test_a_chain_takes_one_connection_and_arrives_in_order(served: Served) -> None:
+def test_a_chain_takes_one_connection_and_arrives_in_order(served: Served, way: str) -> None:
     fill(served, *range(40))
     index = KnownPeers()
     index.say([name(number) for number in range(41)], served.server.address)
@@ -103,6 +118,8 @@ def test_a_chain_takes_one_connection_and_arrives_in_order(served: Served) -> No
     assert served.server.outcomes["connections"] == 1
     assert tier.connections() == (1, 0)
     tier.close()
+    served.server.close(PATIENT_S)
+    assert served.server.outcomes["by_nixl"] == (40 if way == "nixl" else 0)
 
 
 @pytest.mark.parametrize(
@@ -221,9 +238,9 @@ class Relay:
             each.close()
 
 
-def test_a_cut_connection_is_opened_again_for_what_had_not_arrived(tmp_path: Path, served: Served) -> None:
+def test_a_cut_connection_is_opened_again_for_what_had_not_arrived(tmp_path: Path, served: Served, way: str) -> None:
     fill(served, *range(20))
-    relay = Relay(served.server.address, cut_after=5 * BLOCK_BYTES)
+    relay = Relay(served.server.address, cut_after=5 * BLOCK_BYTES if way == "sockets" else 1500)
     index = KnownPeers()
     index.say([name(number) for number in range(20)], relay.address)
     with BlockStore.open(store_config(tmp_path, host=40, peers=peers(""), read_threads=1), index) as store:
@@ -234,6 +251,7 @@ def test_a_cut_connection_is_opened_again_for_what_had_not_arrived(tmp_path: Pat
     assert served.server.outcomes["blocks"] < 40, "what had arrived was asked for again"
 
 
+@SOCKETS_ONLY
 @pytest.mark.parametrize("flip_at", [1000, 3 * BLOCK_BYTES, 5 * BLOCK_BYTES + 77])
 def test_a_bit_flipped_on_the_way_never_reaches_a_caller(tmp_path: Path, served: Served, flip_at: int) -> None:
     fill(served, *range(10))
@@ -266,6 +284,7 @@ def test_a_dead_peer_costs_misses_and_not_the_others(tmp_path: Path, served: Ser
         assert set(figures.misses) <= {"unreachable", "breaker", "absent"}
 
 
+@SOCKETS_ONLY
 def test_a_peer_that_does_not_read_is_let_go_of() -> None:
     served = Served(64, peers(stall_s=0.2, slowest_bytes_s=1e9))
     fill(served, *range(60))
@@ -295,6 +314,7 @@ def soon() -> float:
     return time.monotonic() + PATIENT_S
 
 
+@SOCKETS_ONLY
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(garbage=st.binary(min_size=12, max_size=400), known=st.booleans(), prefix=st.sampled_from(FRAME_STARTS))
 def test_garbage_is_refused_with_a_code(served: Served, garbage: bytes, known: bool, prefix: bytes) -> None:
@@ -317,6 +337,7 @@ def test_garbage_is_refused_with_a_code(served: Served, garbage: bytes, known: b
         assert sum(count for key, count in after.items() if key.startswith("refused")) == before + 1
 
 
+@SOCKETS_ONLY
 def test_an_address_that_cannot_be_had_is_said_and_leaves_nothing_open(tmp_path: Path, served: Served) -> None:
     config = store_config(tmp_path, host=4, disk=8, peers=peers(served.server.address))
     with pytest.raises(ConfigError, match="cannot listen"):
@@ -324,6 +345,7 @@ def test_an_address_that_cannot_be_had_is_said_and_leaves_nothing_open(tmp_path:
     BlockStore.open(store_config(tmp_path, host=4, disk=8)).close()
 
 
+@SOCKETS_ONLY
 @pytest.mark.parametrize(
     "settings", [{"token": b"short"}, {"listen": "nowhere"}, {"listen": "a:70000"}, {"stall_s": 0}]
 )
@@ -332,5 +354,23 @@ def test_settings_that_cannot_work_are_refused(settings: dict[str, object]) -> N
         peers(**settings)  # type: ignore[arg-type]
 
 
+def test_a_peer_without_nixl_sends_blocks_as_ever(way: str) -> None:
+    served = Served(4, peers(fabric=False))
+    fill(served, 1)
+    assert isinstance(answer_of(served.server.address), BlockHeader), way
+    served.close()
+    assert served.server.outcomes["by_nixl"] == 0
+
+
+@SOCKETS_ONLY
+def test_nixl_is_refused_where_it_is_not_or_where_it_would_go_round_tls(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="TLS"):
+        peers(fabric=True, client_tls=ssl.create_default_context())
+    monkeypatch.setitem(sys.modules, "nixl", None)
+    with pytest.raises(ConfigError, match="installed"):
+        peers(fabric=True)
+
+
+@SOCKETS_ONLY
 def test_the_token_is_not_shown() -> None:
     assert "a token of the tests" not in repr(peers())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -71,6 +72,9 @@ def agent(
     peer_tls_key: PeerTlsKeyOption = None,
     peer_tls_ca: PeerTlsCaOption = None,
     peer_tls_name: PeerTlsNameOption = "",
+    peer_fabric: Annotated[
+        bool, typer.Option("--peer-fabric", help="Let blocks travel by NIXL, for networks with RDMA. Not with TLS.")
+    ] = False,
     max_lines: Annotated[
         int | None,
         typer.Option(min=1, max=4096, help="Lines held at once. Default: 32 on CPU, twice --max-batch-size on CUDA."),
@@ -109,6 +113,8 @@ def agent(
     target = Target(gateway, secure, token_file, tls_server_name)
     secrets = PeerSecrets(peer_token_file, peer_tls_cert, peer_tls_key, peer_tls_ca, peer_tls_name)
     sharing = _sharing(kv_index, (peer_listen, peer_address, health_listen or ""), secrets, name)
+    if sharing and peer_fabric:
+        sharing = replace(sharing, peer_fabric=True)
     from spillway.cli.agent import AgentOptions
     from spillway.cli.agent import agent as serve_lines
 

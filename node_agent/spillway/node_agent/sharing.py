@@ -17,7 +17,7 @@ class SharingConfig:
 
     `peer_listen`: "host:port" of the block server, empty to serve nobody; `peer_address`: where others reach it.
     `peer_token`: the secret that all peers share, 16 bytes or more. `metrics`: "host:port" of this agent's pages as
-    people reach them, told to whoever asks the index about this node.
+    people reach them, told to whoever asks the index about this node. `peer_fabric`: let blocks travel by NIXL.
     """
 
     index_url: str = field(repr=False)
@@ -27,6 +27,7 @@ class SharingConfig:
     peer_token: bytes = field(default=b"", repr=False)
     peer_tls: PeerTls | None = None
     metrics: str = ""
+    peer_fabric: bool = False
 
 
 def open_shared(config: SharingConfig, identity: KVIdentity, block_bytes: int) -> tuple[RedisIndex, PeersConfig | None]:
@@ -53,5 +54,6 @@ def open_shared(config: SharingConfig, identity: KVIdentity, block_bytes: int) -
             server_tls=tls.server() if tls else None,
             client_tls=tls.client() if tls else None,
             tls_name=tls.name if tls else "",
+            fabric=config.peer_fabric,
         )
     return RedisIndex(RedisConfig(config.index_url, config.node, config.peer_address, about), identity.digest()), peers

@@ -6,6 +6,7 @@ import ssl
 from dataclasses import dataclass, field
 
 from ..errors import ConfigError
+from .fabric import nixl
 
 SHORTEST_TOKEN_BYTES = 16
 _MOST_CONNECTIONS = 1024
@@ -22,7 +23,8 @@ class PeersConfig:
     protected against accident only.
     ``stall_s``: how long a peer may make no progress before it is given up; below the store's ``deadlines.load_s``.
     ``slowest_bytes_s``: a peer that takes a block more slowly is disconnected. ``connections``: most that are served
-    at once. ``links_per_peer``: most that this node opens to one peer.
+    at once. ``links_per_peer``: most that this node opens to one peer. ``fabric``: whether blocks' bytes go by NIXL
+    where the other side has it too: for networks with RDMA, slower than sockets over TCP.
     """
 
     token: bytes = field(repr=False)
@@ -34,6 +36,7 @@ class PeersConfig:
     slowest_bytes_s: float = 10e6
     connections: int = 64
     links_per_peer: int = 4
+    fabric: bool = False
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` for settings that cannot work."""
@@ -44,6 +47,10 @@ class PeersConfig:
         for name in ("stall_s", "slowest_bytes_s"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be positive, but is {getattr(self, name)}")
+        if self.fabric:
+            if self.server_tls or self.client_tls:
+                raise ConfigError("fabric and TLS exclude each other: what goes by NIXL is not encrypted")
+            nixl()
         for name in ("connections", "links_per_peer"):
             if not 1 <= getattr(self, name) <= _MOST_CONNECTIONS:
                 raise ConfigError(f"{name} must be in 1 … {_MOST_CONNECTIONS}, but is {getattr(self, name)}")

@@ -9,16 +9,18 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from ..buffers import Bytes
+from ..buffers import Bytes, copy
 from ..errors import PeerProtocolError
 from ..header import BlockHeader, unpack
 from ..identity import BlockHash
 from ..outcomes import MissReason
 from ..transfer.breaker import Breaker
 from .config import PeersConfig, split_address
+from .fabric import Landing
 from .handshake import Credentials, introduce, refused
 from .wire import (
     BLOCK_PREFIX_BYTES,
+    PLACE_BYTES,
     Get,
     Kind,
     Result,
@@ -29,6 +31,7 @@ from .wire import (
     packed_header,
     unpack_answer,
     unpack_done,
+    unpack_place,
 )
 
 Arrived = Callable[[int, BlockHeader | MissReason], bool]
@@ -53,6 +56,7 @@ class Link:
         """Connect. Raises OSError, `PeerRefusedError`, `PeerProtocolError`."""
         self._config = config
         self._requests = itertools.count()
+        self._landing: Landing | None = None
         host, port = split_address(peer.address)
         connection = socket.create_connection((host, port), timeout=_until(deadline, config.stall_s))
         try:
@@ -63,6 +67,7 @@ class Link:
                 connection = config.client_tls.wrap_socket(connection, server_hostname=config.tls_name or host)
             self._stream = Stream(connection)
             introduce(self._stream, Credentials(config.token, identity, peer.generation), until)
+            self._card = self._join(until) if config.fabric else b""
         except BaseException:
             connection.close()
             raise
@@ -77,16 +82,18 @@ class Link:
         get = Get(request, deadline - time.monotonic(), tuple(blocks))
         self._stream.send(get.pack(), None, self._patience(0, deadline))
         for position in range(len(blocks)):
-            frame = self._stream.head((Kind.BLOCK, Kind.MISS), self._patience(0, deadline))
+            frame = self._stream.head((Kind.BLOCK, Kind.PLACED, Kind.MISS), self._patience(0, deadline))
             if frame.kind is Kind.REFUSED:
                 raise refused(frame.code)
-            prefix_bytes = BLOCK_PREFIX_BYTES if frame.kind is Kind.BLOCK else frame.length
+            prefix_bytes = frame.length if frame.kind is Kind.MISS else BLOCK_PREFIX_BYTES
             prefix = self._stream.receive(prefix_bytes, self._patience(0, deadline))
             if unpack_answer(prefix) != (request, position):
                 raise PeerProtocolError("an answer came out of turn")
             answer: BlockHeader | MissReason
             if frame.kind is Kind.BLOCK:
                 answer = self._receive_block(prefix, frame.length - prefix_bytes, buffer, deadline)
+            elif frame.kind is Kind.PLACED:
+                answer = self._read_block(prefix, buffer, deadline)
             else:
                 answer = miss_reason(frame.code)
             if not arrived(position, answer):
@@ -117,15 +124,32 @@ class Link:
     def close(self) -> None:
         """Cut the connection."""
         self._stream.close()
+        landing, self._landing = self._landing, None
+        if landing is not None:
+            landing.close()
+
+    def _join(self, deadline: float) -> bytes:
+        self._stream.send(pack(Kind.FABRIC), None, deadline)
+        frame = self._stream.head((Kind.FABRIC,), deadline)
+        if frame.kind is Kind.REFUSED:
+            raise refused(frame.code)
+        return self._stream.receive(frame.length, deadline)
 
     def _receive_block(self, prefix: bytes, length: int, buffer: Bytes, deadline: float) -> BlockHeader:
         if length > buffer.nbytes:
             raise PeerProtocolError(f"a block of {length} bytes is larger than a block of this store")
         self._stream.receive_into(buffer[:length].data, self._patience(length, deadline))
-        unpacked = unpack(packed_header(prefix))
-        if unpacked is None or unpacked[0].stored_bytes != length:
-            raise PeerProtocolError("a block came without a sound header")
-        return unpacked[0]
+        return _header_of(prefix, length)
+
+    def _read_block(self, prefix: bytes, buffer: Bytes, deadline: float) -> BlockHeader:
+        start, length = unpack_place(self._stream.receive(PLACE_BYTES, self._patience(0, deadline)))
+        if not self._card or length > buffer.nbytes:
+            raise PeerProtocolError(f"a block of {length} bytes was placed where none is expected")
+        if self._landing is None:
+            self._landing = Landing(self._card, buffer.nbytes)
+        copy(buffer[:length], self._landing.read(start, length, self._patience(length, deadline)))
+        self._stream.send(pack(Kind.TAKEN), None, self._patience(0, deadline))
+        return _header_of(prefix, length)
 
     def _patience(self, length: int, deadline: float) -> float:
         return min(deadline, time.monotonic() + self._config.stall_s + length / self._config.slowest_bytes_s)
@@ -227,6 +251,13 @@ class LinkPool:
         with self._changed:
             place.taken -= 1
             self._changed.notify()
+
+
+def _header_of(prefix: bytes, length: int) -> BlockHeader:
+    unpacked = unpack(packed_header(prefix))
+    if unpacked is None or unpacked[0].stored_bytes != length:
+        raise PeerProtocolError("a block came without a sound header")
+    return unpacked[0]
 
 
 def _until(deadline: float, most_s: float) -> float:

@@ -20,8 +20,9 @@ from ..outcomes import MissReason
 from .config import PeersConfig, split_address
 from .handshake import Credentials, admit
 from .orders import Orders
+from .outlet import Outlet
 from .sources import Found, Sources
-from .wire import Get, Kind, Refusal, Stream, Verb, pack, pack_block, pack_done, pack_miss, unpack_get
+from .wire import Get, Kind, Refusal, Stream, Verb, pack, pack_done, pack_miss, unpack_get
 
 _log = logging.getLogger(__name__)
 
@@ -34,8 +35,9 @@ _BACKLOG = 64
 class BlockServer:
     """A listening socket and its threads. ``address`` is where peers reach it: ``host:port`` with the real port.
 
-    ``outcomes`` counts: ``blocks``, ``bytes``, ``misses``, ``bad_reports``, ``orders`` (blocks in them),
-    ``connections``, ``lost`` (a peer went away or stalled within a request), ``internal``, and ``refused_…`` by code.
+    ``outcomes`` counts: ``blocks``, ``bytes``, ``by_nixl`` (blocks), ``misses``, ``bad_reports``, ``orders`` (blocks in
+    them), ``connections``, ``lost`` (a peer went away or stalled within a request), ``internal``, and ``refused_…`` by
+    code.
     """
 
     def __init__(self, config: PeersConfig, identity: bytes, sources: Sources, generation: Callable[[], int]) -> None:
@@ -146,22 +148,25 @@ class BlockServer:
             connection.close()
 
     def _converse(self, stream: Stream) -> None:
+        outlet = Outlet(stream, self._config, self._sources.most_bytes)
         try:
             generation = self._generation()
             own = Credentials(self._config.token, self._identity, generation)
             admit(stream, own, time.monotonic() + _HANDSHAKE_S)
-            while not self._closing and self._request(stream, generation):
+            while not self._closing and self._request(stream, outlet, generation):
                 pass
         except PeerProtocolError as error:
             self._refuse(stream, Refusal(error.code or Refusal.MALFORMED))
+        finally:
+            outlet.close()
 
-    def _request(self, stream: Stream, generation: int) -> bool:
+    def _request(self, stream: Stream, outlet: Outlet, generation: int) -> bool:
         """Answer one frame, if this node still has the ``generation`` that the peer was admitted to.
 
         False if the peer left, or stayed silent too long, between requests: that is no fault.
         """
         try:
-            frame = stream.head((Kind.GET, Kind.BAD, Kind.ORDER), time.monotonic() + _IDLE_S)
+            frame = stream.head((Kind.GET, Kind.BAD, Kind.ORDER, Kind.FABRIC), time.monotonic() + _IDLE_S)
         except OSError as error:
             _log.debug("a connection ends: %s", error)
             return False
@@ -169,7 +174,9 @@ class BlockServer:
         if self._generation() != generation:
             raise PeerProtocolError("this node has a newer generation", Refusal.GENERATION)
         if frame.kind is Kind.GET:
-            self._answer(stream, unpack_get(payload))
+            self._answer(stream, outlet, unpack_get(payload))
+        elif frame.kind is Kind.FABRIC:
+            outlet.join()
         elif frame.kind is Kind.ORDER:
             self._obey(stream, frame.code, unpack_get(payload))
         elif frame.kind is Kind.BAD:
@@ -179,7 +186,7 @@ class BlockServer:
             raise PeerProtocolError("a client has nothing to refuse")
         return True
 
-    def _answer(self, stream: Stream, get: Get) -> None:
+    def _answer(self, stream: Stream, outlet: Outlet, get: Get) -> None:
         until = time.monotonic() + get.seconds
         for position, block in enumerate(get.blocks):
             if time.monotonic() >= until:
@@ -187,13 +194,13 @@ class BlockServer:
                 continue
             with self._sources.find(block) as found:
                 if isinstance(found, Found):
-                    head = pack_block(get.request, position, found.header.pack(0), found.stored.nbytes)
-                    patience_s = self._config.stall_s + found.stored.nbytes / self._config.slowest_bytes_s
-                    stream.send(head, found.stored.data, time.monotonic() + patience_s)
+                    by_nixl = outlet.send(get.request, position, found)
+                    self._count("by_nixl", by_nixl)
                     self._count("blocks")
                     self._count("bytes", found.stored.nbytes)
                 else:
                     self._miss(stream, get.request, position, found)
+        outlet.settle()
 
     def _obey(self, stream: Stream, code: int, order: Get) -> None:
         if code not in list(Verb) or self._orders is None:

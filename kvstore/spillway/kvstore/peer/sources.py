@@ -37,6 +37,11 @@ class Sources:
         self._raw = ThreadBuffer(host.sealer.raw_bytes)
         self._sealed = ThreadBuffer(round_up(host.sealer.stored_bytes))
 
+    @property
+    def most_bytes(self) -> int:
+        """The longest stored form of a block."""
+        return self._host.sealer.stored_bytes
+
     @contextmanager
     def find(self, block: BlockHash) -> Iterator[Found | MissReason]:
         """The block, held in place until the context ends; or why there is none."""

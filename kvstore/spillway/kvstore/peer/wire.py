@@ -2,7 +2,9 @@
 
 A connection: server HELLO, client AUTH, server WELCOME; then GET after GET, each answered by one BLOCK or MISS per
 block, in the order asked. ORDER has the server do something with blocks, and is answered by a DONE. BAD tells the
-server of a block that arrived damaged. REFUSED carries a code and ends it all.
+server of a block that arrived damaged. REFUSED carries a code and ends it all. FABRIC asks for a way to read blocks by
+NIXL, and is answered by one that says how, or is empty; from then on a block may be PLACED instead, which the client
+answers by TAKEN once it has read it.
 """
 
 from __future__ import annotations
@@ -33,6 +35,10 @@ _DONE = struct.Struct("<I")
 _ANSWER = struct.Struct("<II")
 """request, position; in a BLOCK then the block's header and its stored bytes."""
 BLOCK_PREFIX_BYTES = _ANSWER.size + HEADER_BYTES
+_PLACED = struct.Struct("<QQ")
+PLACE_BYTES = _PLACED.size
+"""In a PLACED, after the block's header: where in the server's memory its stored bytes are, and how many."""
+_MOST_CARD_BYTES = 1 << 16
 
 
 class Kind(IntEnum):
@@ -48,6 +54,9 @@ class Kind(IntEnum):
     BAD = 8
     ORDER = 9
     DONE = 10
+    FABRIC = 11
+    PLACED = 12
+    TAKEN = 13
 
 
 class Verb(IntEnum):
@@ -96,6 +105,9 @@ _BOUNDS: dict[Kind, tuple[int, int]] = {
     Kind.BAD: (HASH_BYTES, HASH_BYTES),
     Kind.ORDER: (_GET.size + HASH_BYTES, _GET.size + MOST_BLOCKS * HASH_BYTES),
     Kind.DONE: (_DONE.size + 1, _DONE.size + MOST_BLOCKS),
+    Kind.FABRIC: (0, _MOST_CARD_BYTES),
+    Kind.PLACED: (BLOCK_PREFIX_BYTES + _PLACED.size, BLOCK_PREFIX_BYTES + _PLACED.size),
+    Kind.TAKEN: (0, 0),
 }
 _MISSES = (
     MissReason.ABSENT,
@@ -140,6 +152,17 @@ def pack(kind: Kind, payload: bytes = b"", code: int = 0, more_bytes: int = 0) -
 def pack_block(request: int, position: int, header: bytes, stored_bytes: int) -> bytes:
     """A BLOCK frame up to its stored bytes. ``header``: a packed `BlockHeader`."""
     return pack(Kind.BLOCK, _ANSWER.pack(request, position) + header, more_bytes=stored_bytes)
+
+
+def pack_placed(request: int, position: int, header: bytes, place: tuple[int, int]) -> bytes:
+    """A whole PLACED. ``place``: address and number of the stored bytes."""
+    return pack(Kind.PLACED, _ANSWER.pack(request, position) + header + _PLACED.pack(*place))
+
+
+def unpack_place(payload: bytes) -> tuple[int, int]:
+    """Address and number of the stored bytes, from what follows the prefix of a PLACED."""
+    start, length = _PLACED.unpack(payload)
+    return start, length
 
 
 def pack_miss(request: int, position: int, reason: MissReason) -> bytes:
