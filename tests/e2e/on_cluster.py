@@ -147,7 +147,7 @@ def kill_pod(name: str) -> None:
             continue
         try:
             environment = (entry / "environ").read_bytes()
-        except (FileNotFoundError, ProcessLookupError):  # ended meanwhile
+        except (FileNotFoundError, ProcessLookupError, PermissionError):  # ended, or a process of the machine itself
             continue
         if mark in environment.split(b"\0"):
             os.kill(int(entry.name), signal.SIGKILL)
