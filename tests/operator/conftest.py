@@ -28,6 +28,7 @@ def kube(control_plane: ControlPlane) -> Iterator[Kube]:
     for path in sorted(CRDS.glob("*.yaml")):
         kube.apply(yaml.safe_load(path.read_text()))
     kube.wait(lambda: all(_serves(kube, kind) for kind in OURS), "our kinds are served")
+    kube.plane.restart_controllers()
     former = os.environ.get("KUBECONFIG")
     os.environ["KUBECONFIG"] = str(control_plane.kubeconfig)
     yield kube

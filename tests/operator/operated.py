@@ -51,13 +51,17 @@ class GatewayProcess:
     def __init__(self, folder: Path, *more: str) -> None:
         self.folder, self.port, self._more = folder, free_port(), more
         self.address = f"127.0.0.1:{self.port}"
+        self.inputs = folder / "inputs"
+        """Where it fetches inputs from."""
+        self.inputs.mkdir()
         self._process: subprocess.Popen[bytes] | None = None
         self._channel = grpc.insecure_channel(self.address, [("grpc.max_reconnect_backoff_ms", 200)])
         self._batch: Any = batch_pb2_grpc.BatchServiceStub(self._channel)
         self._worker: Any = worker_pb2_grpc.WorkerServiceStub(self._channel)
 
     def start(self) -> None:
-        command = [*SPILLWAY, "serve", "--jobs-dir", str(self.folder / "jobs"), "--listen", self.address, *self._more]
+        command = [*SPILLWAY, "serve", "--jobs-dir", str(self.folder / "jobs"), "--listen", self.address]
+        command += ["--input-source", f"file://{self.inputs}", *self._more]
         with (self.folder / "gateway.log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
         deadline_s = time.monotonic() + PATIENCE_S

@@ -22,13 +22,16 @@ from certificates import Authority
 from operated import SPILLWAY, GatewayProcess, config, free_port, lines
 
 from spillway.api.resources import BatchJob, ModelDeployment
+from spillway.kvstore.peer.tls import PeerTls
 from spillway.operator.config import OperatorConfig
+from spillway.operator.deployments import of_store
 from spillway.operator.desired import agents
 from spillway.operator.gateway import Gateway, TroubleError
+from spillway.operator.kv_stores import Shared
 
 PATIENCE_S = 120.0
 TOKENS = {"client": "the-token-of-a-client", "agent": "the-token-of-an-agent"}
-ENTRIES = {"token": TOKENS["agent"].encode(), "peer-token": b"sixteen bytes or more"}
+PEERS = b"sixteen bytes or more"
 
 
 def until(true: Callable[[], Any], what: str) -> Any:
@@ -47,9 +50,8 @@ def deployment(**spec: Any) -> ModelDeployment:
 
 
 @pytest.fixture
-def secured(tmp_path: Path) -> Iterator[tuple[GatewayProcess, OperatorConfig]]:
+def secured(tmp_path: Path, authority: Authority) -> Iterator[tuple[GatewayProcess, OperatorConfig]]:
     """A gateway that asks for tokens over TLS, and an operator that knows them."""
-    authority = Authority(tmp_path)
     pair = authority.certify("gateway")
     rows = [f"{hashlib.sha256(token.encode()).hexdigest()} default {kind}" for kind, token in TOKENS.items()]
     (tmp_path / "tokens").write_text("\n".join(rows))
@@ -70,13 +72,22 @@ def secured(tmp_path: Path) -> Iterator[tuple[GatewayProcess, OperatorConfig]]:
 
 
 @pytest.fixture
-def redis(tmp_path: Path) -> Iterator[int]:
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path)
+
+
+@pytest.fixture
+def redis(tmp_path: Path, authority: Authority) -> Iterator[int]:
+    """It speaks TLS and nothing else."""
     program = shutil.which("redis-server")
     if program is None:
         pytest.skip("needs redis-server on PATH")
-    port = free_port()
+    port, pair = free_port(), authority.certify("redis")
     with (tmp_path / "redis.log").open("wb") as log:
-        command = [program, "--port", str(port), "--save", "", "--dir", str(tmp_path), "--requirepass", "hidden"]
+        command = [program, "--port", "0", "--tls-port", str(port), "--tls-auth-clients", "no"]
+        command += ["--tls-cert-file", str(pair.certificate), "--tls-key-file", str(pair.key)]
+        command += ["--tls-ca-cert-file", str(authority.certificate)]
+        command += ["--save", "", "--dir", str(tmp_path), "--requirepass", "hidden"]
         server = subprocess.Popen(command, stdout=log)
     yield port
     server.kill()
@@ -84,18 +95,21 @@ def redis(tmp_path: Path) -> Iterator[int]:
 
 
 class PodHere:
-    """A kubelet's part: files of the Secret, variables, and a process; `ports` by the container's."""
+    """A kubelet's part: files of Secrets, variables, and a process; `ports` by the container's, `secrets` by name."""
 
-    def __init__(self, pod: dict[str, Any], entries: dict[str, bytes], folder: Path, model: Path) -> None:
+    def __init__(self, pod: dict[str, Any], secrets: dict[str, dict[str, bytes]], folder: Path, model: Path) -> None:
         self.container = pod["spec"]["containers"][0]
         self.ports = {each["containerPort"]: free_port() for each in self.container["ports"]}
-        self._folder, self._entries = folder, entries
-        for name in ("kv", "secret"):
-            (folder / name).mkdir()
+        self._folder, self._secrets = folder, secrets
+        self._places = {"/models/tiny": str(model), "=/kv": f"={folder}/kv"}
+        mounts = {each["name"]: each["mountPath"] for each in self.container["volumeMounts"]}
         for volume in pod["spec"]["volumes"]:
-            for item in volume.get("secret", {}).get("items", ()):
-                (folder / "secret" / item["path"]).write_bytes(entries[item["key"]])
-        self._places = {"/models/tiny": model, "/etc/spillway": folder / "secret", "=/kv": f"={folder}/kv"}
+            here = folder / volume["name"]
+            here.mkdir(parents=True)
+            if "secret" in volume:
+                for key, value in secrets[volume["secret"]["secretName"]].items():
+                    (here / key).write_bytes(value)
+                self._places[f"{mounts[volume['name']]}/"] = f"{here}/"
         self._places |= {f"0.0.0.0:{port}": f"127.0.0.1:{here}" for port, here in self.ports.items()}
         self._places |= {f"$(POD_IP):{port}": f"127.0.0.1:{here}" for port, here in self.ports.items()}
 
@@ -119,7 +133,7 @@ class PodHere:
 
     def _here(self, word: str) -> str:
         for there, here in self._places.items():
-            word = word.replace(there, str(here))
+            word = word.replace(there, here)
         return word
 
     def _value(self, variable: dict[str, Any]) -> str:
@@ -129,37 +143,47 @@ class PodHere:
         if "fieldRef" in source:
             assert source["fieldRef"]["fieldPath"] == "status.podIP"
             return "127.0.0.1"
-        return self._entries[source["secretKeyRef"]["key"]].decode()
+        of = source["secretKeyRef"]
+        return self._here(self._secrets[of["name"]][of["key"]].decode())
 
 
 def test_the_pod_s_command_serves_lines_shares_blocks_and_stops(
     tmp_path: Path,
     secured: tuple[GatewayProcess, OperatorConfig],
+    authority: Authority,
     redis: int,
     tiny_checkpoint: Callable[..., Path],
 ) -> None:
     _, settings = secured
     assert settings.gateway.ca_file is not None
-    wanted = deployment(kvStore={"name": "blocks"})
-    entries = ENTRIES | {
-        "ca.crt": settings.gateway.ca_file.read_bytes(),
-        "kv-index": f"redis://:hidden@127.0.0.1:{redis}/0".encode(),
-    }
+    peer_tls = {"secretName": "agents-tls", "serverName": "localhost"}
+    wanted = deployment(kvStore={"name": "blocks", "peerTls": peer_tls})
+    shared = Shared(f"rediss://:hidden@127.0.0.1:{redis}/0".encode(), PEERS, authority.certificate.read_bytes())
+    entries = {"token": TOKENS["agent"].encode(), "ca.crt": settings.gateway.ca_file.read_bytes()} | of_store(shared)
     held = agents.secret(wanted, entries)["data"]
     given = {key: base64.b64decode(value) for key, value in held.items()}
-    pod = PodHere(agents.pod(wanted, agents.PodName(0, 1), settings), given, tmp_path, tiny_checkpoint("llama"))
+    pair = authority.certify("peers")
+    files = dict(zip(agents.PEER_TLS_KEYS, (pair.certificate, pair.key, authority.certificate), strict=True))
+    secrets = {"tiny-agents": given, "agents-tls": {key: file.read_bytes() for key, file in files.items()}}
+    pod = PodHere(
+        agents.pod(wanted, agents.PodName(0, 1), settings), secrets, tmp_path / "pod", tiny_checkpoint("llama")
+    )
     process = pod.start()
     try:
         ready = pod.container["readinessProbe"]["httpGet"]["path"]
         until(lambda: process.poll() is not None or pod.page(ready) == 200, "the agent is ready")
-        assert process.poll() is None, (tmp_path / "agent.log").read_text()
+        assert process.poll() is None, (tmp_path / "pod" / "agent.log").read_text()
         assert pod.page(pod.container["livenessProbe"]["httpGet"]["path"]) == 200
         assert asyncio.run(submitted_and_done(settings)) == 4
-        asked = ["redis-cli", "-p", str(redis), "dbsize"]
+        asked = ["redis-cli", "-p", str(redis), "--tls", "--cacert", str(authority.certificate), "dbsize"]
         answer = subprocess.run(asked, env=os.environ | {"REDISCLI_AUTH": "hidden"}, capture_output=True, check=True)
         assert int(answer.stdout) > 0, "its blocks are in the index"
-        with socket.create_connection(("127.0.0.1", pod.ports[agents.PEER_PORT])):
-            pass  # others find its block server there
+        context = PeerTls(*files.values(), name="localhost").client()
+        with (
+            socket.create_connection(("127.0.0.1", pod.ports[agents.PEER_PORT])) as plain,
+            context.wrap_socket(plain, server_hostname="localhost") as peer,
+        ):
+            assert peer.version() == "TLSv1.3", "others find its block server there"
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
     finally:

@@ -5,14 +5,21 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import os
 import random
+import re
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from kube import Kube, ours, said
 from operated import GatewayProcess, lines
+from testcluster import programs
 
+from spillway.api.client.errors import RefusedError
 from spillway.api.client.target import Target
 from spillway.operator import gateway as calls
 from spillway.operator.batch_jobs import BatchJobs
@@ -20,6 +27,8 @@ from spillway.operator.cluster import Cluster
 from spillway.operator.errors import ClusterError, GatewayError
 from spillway.operator.gateway import Gateway
 from spillway.operator.names import FINALIZER
+
+PAGE = Path(__file__).parents[2] / "docs" / "kubernetes.md"
 
 
 class KilledError(Exception):
@@ -155,6 +164,57 @@ def test_lines_in_a_config_map_that_comes_later(desk: Desk, field: str) -> None:
     manifest = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "input"}}
     desk.kube.create(manifest | {field: {"batch.jsonl": content}}, desk.space)
     assert desk.until("Running")["status"]["lines"]["total"] == 2
+
+
+def test_lines_that_the_gateway_fetches_once_they_are_there(desk: Desk) -> None:
+    file = desk.gateway.inputs / f"{desk.space}.jsonl"
+    desk.make(input={"uri": f"file://{file}"})
+    assert desk.look()[0] == desk.now_s + 10
+    assert desk.message() == "the gateway finds no file at input.uri"
+    assert (said(desk.job(), "GatewayReady")["status"], said(desk.job(), "Submitted")["reason"]) == (
+        "True",
+        "InputMissing",
+    )
+    file.write_text(lines(4))
+    assert desk.until("Running")["status"]["lines"]["total"] == 4
+
+
+def test_a_place_that_the_gateway_does_not_allow_is_told(desk: Desk) -> None:
+    desk.make(input={"uri": "file:///etc/passwd"})
+    with pytest.raises(GatewayError, match="this gateway fetches no inputs from there"):
+        desk.look()
+    submitted = said(desk.job(), "Submitted")
+    assert (submitted["status"], submitted["reason"]) == ("False", "Forbidden")
+    assert f"Allowed: file://{desk.gateway.inputs}" in submitted["message"]
+
+
+@pytest.mark.parametrize(
+    ("reason", "is_submit", "told"),
+    [
+        ("QUOTA_JOBS", True, ("Submitted", "QuotaJobs", False)),
+        ("INVALID_ARGUMENT", True, ("Submitted", "InvalidArgument", True)),
+        ("UNAUTHENTICATED", True, ("GatewayReady", "Unauthenticated", False)),
+        ("RATE_LIMITED", False, ("GatewayReady", "RateLimited", False)),
+        ("", True, ("Submitted", "Refused", False)),
+    ],
+)
+def test_a_refusal_is_told_of_what_it_is_about(reason: str, is_submit: bool, told: tuple[str, str, bool]) -> None:
+    refusal = RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, reason, "no", "Wait.")
+    trouble = calls.refused(refusal, is_submit=is_submit)
+    assert (trouble.type, trouble.reason, trouble.is_final) == told
+    assert trouble.message == f"the gateway refuses: {refusal}"
+
+
+def test_without_an_operator_the_page_says_how_to_let_go(desk: Desk, kube: Kube) -> None:
+    desk.make()
+    desk.until("Running")
+    kube.delete("BatchJob", "b", desk.space)
+    assert not desk.is_gone()
+    (block,) = re.findall(r"^```bash\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    path = f"{programs.ensure(programs.CONTROL_PLANE)}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"KUBECONFIG": str(kube.plane.kubeconfig), "PATH": path}
+    subprocess.run(["bash", "-euo", "pipefail", "-c", block], env=environment, check=True, timeout=60)
+    assert desk.is_gone()
 
 
 def test_paused_and_resumed(desk: Desk) -> None:

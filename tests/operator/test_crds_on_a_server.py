@@ -27,8 +27,10 @@ REFUSED_AT_ONCE = [
         {**MODEL, "placement": {"tolerations": [{"key": "k", "value": "v"}]}},
         "operator Exists has no value",
     ),
-    ("BatchJob", {**JOB, "input": {}}, "either input.inline or input.configMap"),
-    ("BatchJob", {**JOB, "input": {"inline": "{}", "configMap": {"name": "c"}}}, "either input.inline"),
+    ("BatchJob", {**JOB, "input": {}}, "exactly one of input.inline, input.configMap and input.uri"),
+    ("BatchJob", {**JOB, "input": {"inline": "{}", "configMap": {"name": "c"}}}, "exactly one of"),
+    ("BatchJob", {**JOB, "input": {"uri": "s3://b/i.jsonl", "configMap": {"name": "c"}}}, "exactly one of"),
+    ("BatchJob", {**JOB, "input": {"uri": "/srv/i.jsonl"}}, "input.uri"),
     ("KVStore", {}, "give either managed or external"),
     ("KVStore", {"managed": {}, "external": {"urlSecret": {"name": "s"}}}, "give either managed or external"),
     ("KVStore", {"managed": {"storageClassName": "fast"}}, "storageClassName needs storage"),
@@ -38,6 +40,7 @@ REFUSED_LATER = [
     ("ModelDeployment", MODEL, {**MODEL, "modelVolume": {"claimName": "c"}}, "model and modelVolume cannot change"),
     ("BatchJob", JOB, {**JOB, "priority": 3}, "only paused can change"),
     ("BatchJob", JOB, {**JOB, "deadline": "2030-01-01T00:00:00Z"}, "only paused can change"),
+    ("BatchJob", JOB, {**JOB, "input": {"uri": "s3://b/i.jsonl"}}, "only paused can change"),
     ("KVStore", {"managed": {}}, {"external": {"urlSecret": {"name": "s"}}}, "a managed KVStore stays managed"),
     ("KVStore", {"managed": {"storage": "1Gi"}}, {"managed": {"storage": "2Gi"}}, "storage cannot change"),
     (
@@ -46,6 +49,7 @@ REFUSED_LATER = [
         {"managed": {"storage": "1Gi", "storageClassName": "fast"}},
         "storageClassName cannot change",
     ),
+    ("KVStore", {"managed": {}}, {"managed": {"tls": {"secretName": "c"}}}, "tls cannot change"),
 ]
 
 

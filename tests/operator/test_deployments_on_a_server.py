@@ -45,6 +45,15 @@ class Field:
 
         return asyncio.run(once())
 
+    def shelve(self, store: str) -> None:
+        """One look at a KVStore."""
+
+        async def once() -> None:
+            async with Cluster() as cluster:
+                await KVStores(cluster, RedisSettings(image="redis:test")).reconcile(self.space, store, self.now_s)
+
+        asyncio.run(once())
+
     def look_until_quiet(self) -> None:
         """Until a look writes nothing."""
         for _ in range(20):
@@ -221,12 +230,7 @@ def test_agents_wait_for_their_kv_store_and_outlive_it(field: Field) -> None:
     assert all(pod["spec"].get("schedulingGates") for pod in field.pods().values())
     assert said(field.deployment(), "Ready")["message"] == "0 of 1 groups are ready; the KVStore blocks does not exist"
     field.kube.apply(ours("KVStore", "blocks", managed={}), field.space)
-
-    async def make() -> None:
-        async with Cluster() as cluster:
-            await KVStores(cluster, RedisSettings(image="redis:test")).reconcile(field.space, "blocks", field.now_s)
-
-    asyncio.run(make())
+    field.shelve("blocks")
     field.look_until_quiet()
     assert not any(pod["spec"].get("schedulingGates") for pod in field.pods().values())
     store = secret(field, "blocks-redis") | secret(field, "blocks-peers")
@@ -235,6 +239,28 @@ def test_agents_wait_for_their_kv_store_and_outlive_it(field: Field) -> None:
     field.look_until_quiet()
     assert set(field.pods()) == {"m-0-1"}
     assert said(field.deployment(), "BlocksShared")["status"] == "False"
+
+
+def test_certificates_are_waited_for_and_the_authority_is_handed_on(field: Field) -> None:
+    blank = {"apiVersion": "v1", "kind": "Secret"}
+    url = {"url": "rediss://:hidden@r.example/0\n", "ca.crt": "authority"}
+    field.kube.create(blank | {"metadata": {"name": "redis"}, "stringData": url}, field.space)
+    field.kube.create(ours("KVStore", "blocks", external={"urlSecret": {"name": "redis"}}), field.space)
+    field.shelve("blocks")
+    field.apply(kv={"host": "64Mi"}, kvStore={"name": "blocks", "peerTls": {"secretName": "peers"}})
+    field.look_until_quiet()
+    assert all(pod["spec"].get("schedulingGates") for pod in field.pods().values())
+    assert said(field.deployment(), "Ready")["message"].endswith(
+        "the Secret peers does not exist, or has no key tls.crt"
+    )
+    files = {"tls.crt": "certificate", "tls.key": "key", "ca.crt": "authority"}
+    field.kube.create(blank | {"metadata": {"name": "peers"}, "stringData": files}, field.space)
+    field.look_until_quiet()
+    (pod,) = field.pods().values()
+    assert not pod["spec"].get("schedulingGates")
+    held = secret(field, "m-agents")
+    assert held["kv-index-ca.crt"] == "authority"
+    assert held["kv-index"] == "rediss://:hidden@r.example/0?ssl_ca_certs=/etc/spillway/kv-index-ca.crt"
 
 
 def test_a_name_that_serves_another_model_elsewhere_is_refused(field: Field) -> None:

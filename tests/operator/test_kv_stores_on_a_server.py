@@ -50,7 +50,7 @@ def shelf(kube: Kube, space: str) -> Shelf:
 
 def test_a_managed_store_gets_its_redis(shelf: Shelf) -> None:
     shelf.apply(managed={"memory": "1024Mi", "storage": "1Gi"})
-    assert shelf.look() == (None, 5), "two Secrets, Service, StatefulSet, status"
+    assert shelf.look() == (None, 6), "two Secrets, Service, StatefulSet, status, and an event of it"
     assert shelf.look() == (None, 0), "and then nothing, however the server writes amounts"
     assert set(shelf.secrets()) == {"s-redis", "s-peers"}
     assert shelf.kube.get("Service", "s-redis", shelf.space)["spec"]["clusterIP"] == "None"

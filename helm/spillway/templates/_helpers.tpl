@@ -62,3 +62,21 @@ capabilities: {drop: [ALL]}
 {{- define "spillway.tlsSecret" -}}
 {{ .Values.gateway.tls.secret | default (printf "%s-gateway-tls" .Release.Name) }}
 {{- end }}
+
+{{- /* The gateway's file of limits; empty where none are set. */}}
+{{- define "spillway.limits" -}}
+{{- with .Values.gateway.limits.default }}
+[default]
+{{- include "spillway.limitsTable" . }}
+{{- end }}
+{{- range $tenant, $stated := .Values.gateway.limits.tenants }}
+[tenant.{{ quote $tenant }}]
+{{- include "spillway.limitsTable" $stated }}
+{{- end }}
+{{- end }}
+
+{{- define "spillway.limitsTable" }}
+{{- range $key, $value := . }}
+{{ snakecase $key }} = {{ has $key (list "callsPerSecond" "weight") | ternary ($value | float64) ($value | int64) }}
+{{- end }}
+{{- end }}

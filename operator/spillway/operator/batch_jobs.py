@@ -12,16 +12,15 @@ from spillway.api.client.batch import Order
 from spillway.api.resources import BatchJob
 from spillway.api.resources.batch_job import FINAL_STATES
 from spillway.operator.cluster import Cluster, Key, Manifest, tell_status
-from spillway.operator.desired.batch_jobs import GatewayJob, Step, Trouble, decide, found_status, poll_s
+from spillway.operator.desired.batch_jobs import INPUT_MISSING, GatewayJob, Step, Trouble, decide, found_status, poll_s
 from spillway.operator.errors import NotFoundError
 from spillway.operator.gateway import Gateway, TroubleError
 from spillway.operator.names import FINALIZER
 
 log = logging.getLogger(__name__)
 
-INPUT_MISSING = "InputMissing"
 INPUT_RETRY_S = 10.0
-"""How soon to look again for a ConfigMap that is not there: we watch none."""
+"""How soon to look again for lines that are not there: we watch no ConfigMap, and no bucket."""
 _DEPLOYMENTS = "/apis/spillway.dev/v1alpha1/modeldeployments"
 _ORDERS = {Step.PAUSE: Order.PAUSE, Step.RESUME: Order.RESUME}
 
@@ -120,13 +119,17 @@ class BatchJobs:
                     return _because(job, f"ModelDeployment {model}: {said['message']}")
         return job
 
-    async def _input(self, batch_job: BatchJob) -> bytes:
-        """The request lines. Raises TroubleError where they are not there."""
+    async def _input(self, batch_job: BatchJob) -> bytes | str:
+        """The request lines, or where the gateway is to fetch them. Raises TroubleError where they are not there."""
         asked = batch_job.spec.input
         if asked.inline is not None:
             return asked.inline.encode()
+        if asked.uri is not None:
+            return asked.uri
         if asked.config_map is None:
-            raise TroubleError(Trouble("Submitted", "NoInput", "neither inline nor configMap is given", is_final=True))
+            raise TroubleError(
+                Trouble("Submitted", "NoInput", "neither inline, configMap nor uri is given", is_final=True)
+            )
         name, key = asked.config_map.name, asked.config_map.key
         try:
             found = await self.cluster.get(Key("ConfigMap", batch_job.metadata.namespace, name))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import logging
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
 from types import TracebackType
@@ -18,8 +19,11 @@ import kopf
 
 from spillway.api.resources.common import Part
 from spillway.operator.desired.drift import holds
-from spillway.operator.errors import ConflictError, NotFoundError, RefusedError, UnreachableError
+from spillway.operator.desired.events import news
+from spillway.operator.errors import ClusterError, ConflictError, NotFoundError, RefusedError, UnreachableError
 from spillway.operator.names import FIELD_MANAGER
+
+log = logging.getLogger(__name__)
 
 Manifest = dict[str, Any]
 _TIMEOUT_S = 30.0
@@ -29,6 +33,7 @@ _UNAUTHORIZED, _BUSY, _TROUBLE = 401, 429, 500
 _PLURALS = {
     "BatchJob": "/apis/spillway.dev/v1alpha1/namespaces/{}/batchjobs",
     "ConfigMap": "/api/v1/namespaces/{}/configmaps",
+    "Event": "/api/v1/namespaces/{}/events",
     "KVStore": "/apis/spillway.dev/v1alpha1/namespaces/{}/kvstores",
     "Lease": "/apis/coordination.k8s.io/v1/namespaces/{}/leases",
     "ModelDeployment": "/apis/spillway.dev/v1alpha1/namespaces/{}/modeldeployments",
@@ -190,6 +195,16 @@ async def secret_value(cluster: Cluster, namespace: str, name: str, key: str) ->
         return None
 
 
+async def secret_lacks(cluster: Cluster, namespace: str, name: str, keys: Iterable[str]) -> str | None:
+    """One sentence on the first of these entries that a Secret lacks, None if it has all. Raises ClusterError."""
+    try:
+        held = (await cluster.get(Key("Secret", namespace, name))).get("data", {})
+    except NotFoundError:
+        held = {}
+    lacking = next((key for key in keys if key not in held), None)
+    return None if lacking is None else f"the Secret {name} does not exist, or has no key {lacking}"
+
+
 async def ensure(cluster: Cluster, desired: Manifest) -> tuple[Manifest, bool]:
     """Writes an object only where it is not what it should be. Returns it, and whether it was written.
 
@@ -204,7 +219,7 @@ async def ensure(cluster: Cluster, desired: Manifest) -> tuple[Manifest, bool]:
 
 
 async def tell_status(cluster: Cluster, key: Key, manifest: Manifest, status: Part) -> bool:
-    """Writes the status of the object in `manifest` where it changed. Returns whether it did.
+    """Writes the status of `manifest` where it changed, and events of what turned. Returns whether it changed.
 
     Raises ConflictError where the object changed since it was read.
     """
@@ -215,4 +230,9 @@ async def tell_status(cluster: Cluster, key: Key, manifest: Manifest, status: Pa
     gone = {field: None for field in former if field not in said}
     metadata = {"resourceVersion": manifest["metadata"]["resourceVersion"]}
     await cluster.merge(key, {"metadata": metadata, "status": said | gone}, "/status")
+    for event in news(manifest, said.get("conditions", ()), time.time()):
+        try:
+            await cluster.create(event)
+        except ClusterError as error:  # an event is for people who look on: nothing depends on it
+            log.warning("%s %s/%s: no event of it: %s", key.kind, key.namespace, key.name, error)
     return True

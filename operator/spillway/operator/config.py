@@ -13,7 +13,7 @@ from spillway.operator.errors import ConfigError
 
 Manifest = dict[str, Any]
 PullPolicy = Literal["Always", "IfNotPresent", "Never"]
-OWN_VOLUMES = frozenset({"tmp", "kv", "model", "gateway"})
+OWN_VOLUMES = frozenset({"tmp", "kv", "model", "gateway", "peer-tls"})
 """Volumes that the operator itself gives agents."""
 
 
@@ -43,7 +43,8 @@ class GatewaySettings(Settings):
 
 
 class AgentSettings(Settings):
-    """What agents are made of. `env`, `volumes` and `volume_mounts` are Kubernetes' own, added to each agent pod.
+    """What agents are made of. `env`, `volumes` and `volume_mounts` are Kubernetes' own, added to each agent pod;
+    `args` are further arguments of `spillway agent`.
 
     `device`: what agents run on; by default CUDA where their ModelDeployment asks for GPUs, which may be pretended.
     Folders of nodes (a torch that is installed there, models) can only come in through these: were they part of a
@@ -54,6 +55,7 @@ class AgentSettings(Settings):
     image_pull_policy: PullPolicy = "IfNotPresent"
     image_pull_secrets: tuple[str, ...] = ()
     device: Literal["cuda", "cpu"] | None = None
+    args: tuple[str, ...] = ()
     env: tuple[Manifest, ...] = ()
     volumes: tuple[Manifest, ...] = ()
     volume_mounts: tuple[Manifest, ...] = ()

@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from spillway.api.resources import ModelDeployment
-from spillway.operator.cluster import Cluster, Key, ensure, tell_status
+from spillway.operator.cluster import Cluster, Key, ensure, secret_lacks, tell_status
 from spillway.operator.config import OperatorConfig
 from spillway.operator.desired import agents
 from spillway.operator.desired.agents import PodName
 from spillway.operator.desired.deployment_status import Blocks, Refused, found_status, refused_status, remembered
 from spillway.operator.desired.groups import AgentPod, Decision, Phase, decide
+from spillway.operator.desired.kv_store import trusting
 from spillway.operator.desired.namesakes import name_taken
 from spillway.operator.errors import ConfigError, RefusedError
 from spillway.operator.kv_stores import KVStores, Shared
@@ -121,8 +122,14 @@ class Deployments:
             shared = await self.stores.shared(deployment.metadata.namespace, store.name)
             if isinstance(shared, str):
                 return Blocks(shared, is_missing=True)
+            if store.peer_tls is not None:
+                lacking = await secret_lacks(
+                    self.cluster, deployment.metadata.namespace, store.peer_tls.secret_name, agents.PEER_TLS_KEYS
+                )
+                if lacking is not None:
+                    return Blocks(lacking, is_missing=True)
             blocks = Blocks(store.name)
-            entries |= _of_store(shared)
+            entries |= of_store(shared)
         if entries:
             await ensure(self.cluster, agents.secret(deployment, entries))
         return blocks
@@ -182,5 +189,10 @@ def _gated(decision: Decision, listed: Sequence[Manifest], pods: Sequence[AgentP
     ]
 
 
-def _of_store(shared: Shared) -> dict[str, bytes]:
-    return {agents.INDEX_KEY: shared.index_url, agents.PEER_TOKEN_KEY: shared.peer_token}
+def of_store(shared: Shared) -> dict[str, bytes]:
+    """Entries of the agents' Secret."""
+    entries = {agents.INDEX_KEY: shared.index_url, agents.PEER_TOKEN_KEY: shared.peer_token}
+    if shared.authority is None:
+        return entries
+    entries[agents.INDEX_KEY] = trusting(shared.index_url, agents.INDEX_AUTHORITY_FILE)
+    return entries | {agents.INDEX_AUTHORITY_KEY: shared.authority}

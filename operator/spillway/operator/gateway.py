@@ -13,11 +13,13 @@ from spillway.api.client.errors import RefusedError, UnreachableError
 from spillway.api.client.target import Target, TargetError
 from spillway.api.resources import BatchJob
 from spillway.api.resources.batch_job import LineCountsStatus, State
-from spillway.operator.desired.batch_jobs import GatewayJob, Trouble
+from spillway.operator.desired.batch_jobs import INPUT_MISSING, GatewayJob, Trouble
 from spillway.operator.errors import GatewayError
 from spillway.operator.names import NAME_LABEL, NAMESPACE_LABEL, UID_LABEL
 
 CALL_S, SUBMIT_S = 5.0, 30.0
+FETCH_S = 1800.0
+"""For an input that the gateway fetches itself: 64 GiB at 40 MB/s."""
 _SKEW_S = 3600.0
 """By how much the clocks of API server and gateway may differ."""
 _FOR_GOOD = {"INVALID_ARGUMENT", "INPUT_TOO_LARGE"}
@@ -78,15 +80,15 @@ class Gateway:
                     break
         return None
 
-    async def submit(self, batch_job: BatchJob, lines: bytes) -> GatewayJob:
-        """The job of this BatchJob: made, or the one that an earlier call made."""
+    async def submit(self, batch_job: BatchJob, source: bytes | str) -> GatewayJob:
+        """The job of this BatchJob: made, or the one that an earlier call made. `source`: its lines, or their URI."""
         spec, metadata = batch_job.spec, batch_job.metadata
         labels = {UID_LABEL: metadata.uid, NAMESPACE_LABEL: metadata.namespace, NAME_LABEL: metadata.name}
         job = batch_pb2.Job(model=spec.model, display_name=metadata.name[:200], labels=labels, priority=spec.priority)
         if spec.deadline is not None:
             job.deadline.FromDatetime(datetime.fromisoformat(spec.deadline))
-        async with self._troubles(SUBMIT_S):
-            return _seen(await self._client.submit(job, lines, request_id=metadata.uid))
+        async with self._troubles(FETCH_S if isinstance(source, str) else SUBMIT_S, is_submit=True):
+            return _seen(await self._client.submit(job, source, request_id=metadata.uid))
 
     async def order(self, name: str, order: Order) -> None:
         """Cancel, pause or resume. Nothing where the job has ended meanwhile, or is gone."""
@@ -95,18 +97,14 @@ class Gateway:
                 await self._client.order(name, order)
 
     @contextlib.asynccontextmanager
-    async def _troubles(self, limit_s: float) -> AsyncIterator[None]:
+    async def _troubles(self, limit_s: float, *, is_submit: bool = False) -> AsyncIterator[None]:
         try:
             async with asyncio.timeout(limit_s):
                 yield
         except RefusedError as error:
             if error.reason in ("JOB_NOT_FOUND", "JOB_FINAL"):
                 raise _GoneError from error
-            message = f"the gateway refuses: {error}"
-            is_final = error.reason in _FOR_GOOD
-            raise TroubleError(
-                Trouble("Submitted" if is_final else "GatewayReady", "Refused", message, is_final)
-            ) from error
+            raise TroubleError(refused(error, is_submit=is_submit)) from error
         except (UnreachableError, TimeoutError) as error:
             message = f"the gateway at {self._address} does not answer; it is asked again"
             raise TroubleError(Trouble("GatewayReady", "NoAnswer", message)) from error
@@ -116,6 +114,20 @@ class Gateway:
 
 class _GoneError(Exception):
     """There is no such job, or it is over."""
+
+
+def refused(error: RefusedError, *, is_submit: bool) -> Trouble:
+    """What people are told of a refusal: of the job where it was to be taken in, else of the gateway."""
+    if error.reason == "INPUT_NOT_FOUND":
+        return Trouble("Submitted", INPUT_MISSING, "the gateway finds no file at input.uri")
+    reason = "".join(word.capitalize() for word in error.reason.split("_")) or "Refused"
+    is_about_job = is_submit and error.reason != "UNAUTHENTICATED"
+    return Trouble(
+        "Submitted" if is_about_job else "GatewayReady",
+        reason,
+        f"the gateway refuses: {error}",
+        is_final=is_submit and error.reason in _FOR_GOOD,
+    )
 
 
 def _seen(job: batch_pb2.Job) -> GatewayJob:

@@ -21,10 +21,11 @@ SECRET_RETRY_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What agents need to share blocks: the index's URL, and the secret among themselves."""
+    """What agents need to share blocks: the index's URL, the secret among themselves, the authority of the index."""
 
     index_url: bytes
     peer_token: bytes
+    authority: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,9 @@ class KVStores:
         if url is None or token is None:
             said = next((each.message for each in store.status.conditions if each.type == "Ready"), "")
             return f"the KVStore {name} has no URL yet" + (f": {said}" if url is None and said else "")
-        return Shared(url, token)
+        authority = kv_store.authority_secret(store)
+        trusted = None if authority is None else await self._value(namespace, authority, kv_store.AUTHORITY_KEY)
+        return Shared(url.strip(), token, trusted)
 
     async def _managed(self, store: KVStore) -> Seen:
         namespace = store.metadata.namespace

@@ -28,7 +28,11 @@ class LeadershipLostError(Exception):
 
 
 class Leadership:
-    """The Lease `spillway-operator` of a namespace. Others' clocks are not trusted: one that stood still is old."""
+    """The Lease `spillway-operator` of a namespace. Others' clocks are not trusted: one that stood still is old.
+
+    `identity` may begin with "POD/": what an earlier process of that pod held is free, since a pod's container starts
+    again only once it has ended.
+    """
 
     def __init__(self, cluster: Cluster, namespace: str, identity: str, times: LeaseTimes = LeaseTimes()) -> None:
         self._cluster = cluster
@@ -53,8 +57,10 @@ class Leadership:
                 version = lease["metadata"]["resourceVersion"]
                 if version != seen:
                     seen, since = version, time.monotonic()
-                is_free = not lease["spec"].get("holderIdentity")
-                if is_free or time.monotonic() - since > self._times.duration_s:
+                if (
+                    self._is_free(lease["spec"].get("holderIdentity"))
+                    or time.monotonic() - since > self._times.duration_s
+                ):
                     await self._take(version)
                     return
             except ConflictError:
@@ -82,6 +88,10 @@ class Leadership:
         lease = await self._cluster.get(self._key)
         if lease["spec"].get("holderIdentity") == self._identity:
             await self._write(lease["metadata"]["resourceVersion"], "")
+
+    def _is_free(self, holder: str | None) -> bool:
+        pod = self._identity.rpartition("/")[0]
+        return not holder or (pod != "" and holder.rpartition("/")[0] == pod)
 
     async def _take(self, version: str) -> None:
         began = time.monotonic()

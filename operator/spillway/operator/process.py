@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 _NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _SETTLE_S = 0.1
 """Events come in bundles: what we write comes back as one, and so does what others make of it."""
-_LANES = 4
-"""Objects of a kind that are looked at side by side: one that waits for a slow gateway does not hold up the others."""
+_LANES, _JOB_LANES = 4, 16
+"""Objects of a kind that are looked at side by side: one whose input is being fetched does not hold up the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +55,15 @@ def own_namespace() -> str:
         return "default"
 
 
+def own_identity() -> str:
+    """Ours alone. Where the variable POD_UID tells which pod we are in, it begins with "HOST/POD/"."""
+    pod, host, chance = os.environ.get("POD_UID"), socket.gethostname(), secrets.token_hex(4)
+    return f"{host}/{pod}/{chance}" if pod else f"{host}-{os.getpid()}-{chance}"
+
+
 async def run(process: Process) -> None:
     """Until SIGTERM or SIGINT. Raises LeadershipLostError: start again. Raises ConfigError, TargetError."""
-    identity = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    identity = own_identity()
     async with _healthy(process.health), Cluster() as lease_cluster:
         leadership = Leadership(lease_cluster, process.namespace, identity, process.times)
         log.info("waiting for the Lease as %s", identity)
@@ -73,7 +79,7 @@ async def _lead(cluster: Cluster, gateway: Gateway, config: OperatorConfig, lead
     deployments = Deployments(cluster, config, stores, asyncio.Lock())
     works = {
         "ModelDeployment": Work("ModelDeployment", deployments.reconcile, _LANES),
-        "BatchJob": Work("BatchJob", BatchJobs(cluster, gateway).reconcile, _LANES),
+        "BatchJob": Work("BatchJob", BatchJobs(cluster, gateway).reconcile, _JOB_LANES),
         "KVStore": Work("KVStore", stores.reconcile, _LANES),
     }
     running = [_watch(works), leadership.keep(), *(each.run() for each in works.values())]

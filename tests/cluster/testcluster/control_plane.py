@@ -27,12 +27,14 @@ _AUDIT = {
     "kind": "Policy",
     "omitStages": ["RequestReceived"],
     "rules": [
+        {"level": "Metadata", "userGroups": ["system:serviceaccounts:spillway"]},
         {"level": "None", "verbs": ["get", "list", "watch"]},
         {"level": "None", "resources": [{"group": "coordination.k8s.io"}, {"group": "", "resources": ["events"]}]},
         {"level": "Metadata"},
     ],
 }
 _ISSUER = "https://kubernetes.default.svc"
+_AS_ADMIN = {"kubeconfig": "kubeconfig", "leader-elect": "false", "secure-port": "0"}
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class ControlPlane:
         self.url = f"https://{site.address}:{self._port}"
         self.kubeconfig = ground.folder / "kubeconfig"
         self.audit_log = ground.folder / "audit.log"
-        """Every write that the API server took or refused, a JSON object a line: by whom, to what."""
+        """Every write that the API server took or refused, a JSON object a line: by whom, to what. Of accounts of the
+        namespace `spillway` also what they read."""
 
     def start(self) -> None:
         """Returns when the API server is ready and the controllers have made the first service account.
@@ -80,6 +83,11 @@ class ControlPlane:
         self._ground.kill("kube-apiserver")
         self._start_api_server()
         self.wait(self._serves, "the API server is ready again")
+
+    def restart_controllers(self) -> None:
+        """So that they know kinds that were made since: the garbage collector looks for new ones every 30 s only."""
+        self._ground.kill("kube-controller-manager")
+        self._start_manager()
 
     def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
         """What kubectl prints.
@@ -123,6 +131,7 @@ class ControlPlane:
             "authorization-mode": "Node,RBAC",
             "service-cluster-ip-range": "10.96.0.0/24",
             "allow-privileged": "true",
+            "enable-admission-plugins": "OwnerReferencesPermissionEnforcement",  # as some distributions have it
             "audit-policy-file": "audit-policy.json",
             "audit-log-path": "audit.log",
             "kubelet-preferred-address-types": "InternalIP",
@@ -130,15 +139,17 @@ class ControlPlane:
         self._run("kube-apiserver", flags)
 
     def _start_controllers(self) -> None:
-        as_admin = {"kubeconfig": "kubeconfig", "leader-elect": "false", "secure-port": "0"}
+        self._start_manager()
+        self._run("kube-scheduler", _AS_ADMIN)
+
+    def _start_manager(self) -> None:
         manager = {
             "service-account-private-key-file": "certs/sa.key",
             "root-ca-file": "certs/apiserver.crt",
             "use-service-account-credentials": "true",
             "node-monitor-grace-period": "16s",  # four missed heartbeats of our kubelets
         }
-        self._run("kube-controller-manager", as_admin | manager)
-        self._run("kube-scheduler", as_admin)
+        self._run("kube-controller-manager", _AS_ADMIN | manager)
 
     def _run(self, name: str, flags: dict[str, str]) -> None:
         argv = [str(self._programs / name), *(f"--{flag}={value}" for flag, value in flags.items())]

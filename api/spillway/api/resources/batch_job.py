@@ -23,13 +23,23 @@ class ConfigMapKey(Part):
 
 
 class JobInput(Part):
-    """Where the request lines are. Larger inputs (ConfigMaps end at 1 MiB) are submitted over gRPC."""
+    """Where the request lines are. ConfigMaps end at 1 MiB; larger inputs have a URI, or are submitted over gRPC."""
 
     model_config = rules(
-        rule("has(self.inline) != has(self.configMap)", "give either input.inline or input.configMap"),
+        rule(
+            "[has(self.inline), has(self.configMap), has(self.uri)].filter(given, given).size() == 1",
+            "give exactly one of input.inline, input.configMap and input.uri",
+        ),
     )
     inline: str | None = Field(default=None, min_length=1, max_length=262144, description="The JSON lines themselves.")
     config_map: ConfigMapKey | None = Field(default=None, description="A ConfigMap that holds them.")
+    uri: str | None = Field(
+        default=None,
+        pattern=r"^[a-z][a-z0-9+.-]*://.+$",
+        max_length=2048,
+        description="A file that the gateway fetches, below a place that it was told to allow: s3://bucket/batch.jsonl, or"
+        " file:///… of a volume of the gateway.",
+    )
 
 
 class BatchJobSpec(Part):

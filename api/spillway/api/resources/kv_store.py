@@ -22,8 +22,20 @@ from spillway.api.resources.kind import Column, Kind
 class SecretKeyRef(Part):
     """A key of a Secret in the same namespace."""
 
-    name: ObjectName = Field(description="The Secret.")
-    key: SecretKey = Field(default="url", description="Its key, which holds a redis:// or rediss:// URL.")
+    name: ObjectName = Field(
+        description="The Secret. If it has a ca.crt too, agents trust that authority and no other for rediss://."
+    )
+    key: SecretKey = Field(
+        default="url", description="Its key, which holds a redis:// or rediss:// URL, with +cluster for a Redis Cluster."
+    )
+
+
+class RedisTls(Part):
+    """The certificate of a managed Redis."""
+
+    secret_name: ObjectName = Field(
+        description="A Secret in the same namespace with tls.crt, tls.key and ca.crt, for the name NAME-redis.NAMESPACE.svc."
+    )
 
 
 class ManagedRedis(Part):
@@ -40,6 +52,9 @@ class ManagedRedis(Part):
             " && (!has(self.storageClassName) || self.storageClassName == oldSelf.storageClassName)",
             "storageClassName cannot change",
         ),
+        rule(
+            "has(self.tls) == has(oldSelf.tls) && (!has(self.tls) || self.tls == oldSelf.tls)", "tls cannot change"
+        ),
     )
     memory: Quantity = Field(default="256Mi", description="What entries may take; an entry takes about 240 bytes.")
     storage: Quantity | None = Field(
@@ -48,6 +63,7 @@ class ManagedRedis(Part):
     storage_class_name: str | None = Field(
         default=None, min_length=1, max_length=253, description="Of the volume. Fixed."
     )
+    tls: RedisTls | None = Field(default=None, description="Speak TLS, and nothing else. Default: in the clear. Fixed.")
 
 
 class ExternalRedis(Part):

@@ -65,10 +65,27 @@ class Placement(Part):
     tolerations: tuple[Toleration, ...] = Field(default=(), max_length=16, description="Taints that are put up with.")
 
 
+class PeerTls(Part):
+    """TLS when agents load blocks from each other. All agents may show the same certificate."""
+
+    secret_name: ObjectName = Field(
+        description="A Secret in the same namespace with tls.crt, tls.key and ca.crt, as cert-manager writes it."
+    )
+    server_name: str = Field(
+        default="spillway-agents",
+        min_length=1,
+        max_length=253,
+        description="The name in every agent's certificate.",
+    )
+
+
 class KVStoreRef(Part):
     """The block index to share."""
 
     name: ObjectName = Field(description="A KVStore in the same namespace.")
+    peer_tls: PeerTls | None = Field(
+        default=None, description="Default: blocks travel in the clear, between agents that have proved who they are."
+    )
 
 
 class ModelVolume(Part):

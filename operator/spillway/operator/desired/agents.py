@@ -25,9 +25,12 @@ from spillway.operator.placement import Needs, Toleration
 
 HEALTH_PORT = 8080
 PEER_PORT = 7600
-TOKEN_KEY, AUTHORITY_KEY, INDEX_KEY, PEER_TOKEN_KEY = "token", "ca.crt", "kv-index", "peer-token"
+TOKEN_KEY, AUTHORITY_KEY, PEER_TOKEN_KEY = "token", "ca.crt", "peer-token"
+INDEX_KEY, INDEX_AUTHORITY_KEY = "kv-index", "kv-index-ca.crt"
 """Keys of the agents' Secret."""
-_SECRETS = "/etc/spillway"
+PEER_TLS_KEYS = ("tls.crt", "tls.key", "ca.crt")
+_SECRETS, _PEER_TLS = "/etc/spillway", "/etc/spillway-peers"
+INDEX_AUTHORITY_FILE = f"{_SECRETS}/{INDEX_AUTHORITY_KEY}"
 _USER = 65532
 _LOST_NODE_S = 30
 """How long a pod stays with a node that does not answer: as long as leases of lines live, about."""
@@ -181,11 +184,16 @@ def _volumes(deployment: ModelDeployment, config: OperatorConfig) -> list[tuple[
     ]
     if spec.kv.disk is not None:
         found.append(({"name": "kv", "emptyDir": {}}, {"name": "kv", "mountPath": "/kv"}))
-    files = [{"key": key, "path": key} for key in _secret_files(deployment, config)]
-    if files:
-        entries = {"secretName": service_name(deployment), "items": files, "defaultMode": 0o440}
+    if spec.kv_store is not None or config.gateway.agent_token_file is not None or config.gateway.ca_file is not None:
+        entries = {"secretName": service_name(deployment), "defaultMode": 0o440}
         mount = {"name": "gateway", "mountPath": _SECRETS, "readOnly": True}
         found.append(({"name": "gateway", "secret": entries}, mount))
+    if spec.kv_store is not None and spec.kv_store.peer_tls is not None:
+        items = [{"key": key, "path": key} for key in PEER_TLS_KEYS]
+        entries = {"secretName": spec.kv_store.peer_tls.secret_name, "items": items, "defaultMode": 0o440}
+        found.append(
+            ({"name": "peer-tls", "secret": entries}, {"name": "peer-tls", "mountPath": _PEER_TLS, "readOnly": True})
+        )
     is_folder = spec.model.startswith("/")
     if spec.model_volume is not None:
         claim = {"claimName": spec.model_volume.claim_name, "readOnly": is_folder}
@@ -196,16 +204,6 @@ def _volumes(deployment: ModelDeployment, config: OperatorConfig) -> list[tuple[
     elif not is_folder:
         found.append(({"name": "model", "emptyDir": {}}, {"name": "model", "mountPath": "/hub"}))
     return found
-
-
-def _secret_files(deployment: ModelDeployment, config: OperatorConfig) -> list[str]:
-    """Keys of the agents' Secret that they read as files."""
-    asked = {
-        TOKEN_KEY: config.gateway.agent_token_file is not None,
-        AUTHORITY_KEY: config.gateway.ca_file is not None,
-        PEER_TOKEN_KEY: deployment.spec.kv_store is not None,
-    }
-    return [key for key, is_asked in asked.items() if is_asked]
 
 
 def _container(deployment: ModelDeployment, name: str, config: OperatorConfig) -> Manifest:
@@ -256,6 +254,7 @@ def _environment(deployment: ModelDeployment) -> list[Manifest]:
 def _arguments(deployment: ModelDeployment, name: str, config: OperatorConfig) -> list[str]:
     spec, gateway = deployment.spec, config.gateway
     is_sharing = spec.kv_store is not None
+    peer_tls = None if spec.kv_store is None else spec.kv_store.peer_tls
     said = {
         "model": spec.model,
         "gateway": gateway.address,
@@ -278,7 +277,14 @@ def _arguments(deployment: ModelDeployment, name: str, config: OperatorConfig) -
         "peer-address": f"$(POD_IP):{PEER_PORT}" if is_sharing else None,
         "peer-token-file": f"{_SECRETS}/{PEER_TOKEN_KEY}" if is_sharing else None,
     }
-    return ["agent", *(f"--{option}={value}" for option, value in said.items() if value is not None)]
+    if peer_tls is not None:
+        said |= {
+            f"peer-tls-{what}": f"{_PEER_TLS}/{file}"
+            for what, file in zip(("cert", "key", "ca"), PEER_TLS_KEYS, strict=True)
+        }
+        said["peer-tls-name"] = peer_tls.server_name
+    words = (f"--{option}={value}" for option, value in said.items() if value is not None)
+    return ["agent", *words, *config.agents.args]
 
 
 def _device(deployment: ModelDeployment, config: OperatorConfig) -> str:

@@ -11,6 +11,8 @@ from spillway.api.resources.batch_job import FINAL_STATES, LineCountsStatus, Sta
 from spillway.operator.desired.conditions import Finding, conditions, rfc3339
 from spillway.operator.names import FINALIZER
 
+INPUT_MISSING = "InputMissing"
+"""Reason of a Trouble: the lines are not there yet."""
 MIN_POLL_S, MAX_POLL_S = 1.0, 10.0
 _POLLS_PER_AGE = 20.0
 

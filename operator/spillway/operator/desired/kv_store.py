@@ -16,11 +16,13 @@ from spillway.operator.desired.owned import metadata
 from spillway.operator.names import STORE_LABEL
 
 PORT = 6379
-PASSWORD_KEY, URL_KEY, PEER_TOKEN_KEY = "password", "url", "peer-token"
+PASSWORD_KEY, URL_KEY, PEER_TOKEN_KEY, AUTHORITY_KEY = "password", "url", "peer-token", "ca.crt"
 RESERVE = 1.5
 """Memory of the container over `maxmemory`: copy-on-write while a snapshot is taken, buffers, fragmentation."""
+_SCHEMES = ("redis", "rediss", "redis+cluster", "rediss+cluster")
 _USER = 999
 _DATA = "/data"
+_TLS_FILES = {"tls-cert-file": "tls.crt", "tls-key-file": "tls.key", "tls-ca-cert-file": AUTHORITY_KEY}
 
 Manifest = dict[str, Any]
 
@@ -32,10 +34,26 @@ def url_secret(store: KVStore) -> tuple[str, str]:
     return redis_name(store), "url"
 
 
+def authority_secret(store: KVStore) -> str | None:
+    """Name of the Secret whose `ca.crt`, if it has one, is the authority of the store's Redis."""
+    if store.spec.external is not None:
+        return store.spec.external.url_secret.name
+    tls = None if store.spec.managed is None else store.spec.managed.tls
+    return None if tls is None else tls.secret_name
+
+
+def trusting(address: bytes, authority_file: str) -> bytes:
+    """A Redis URL that trusts the authority in a file, where it speaks TLS and names no authority itself."""
+    if not address.startswith(b"rediss") or b"ssl_ca_certs=" in address:
+        return address
+    return address + (b"&" if b"?" in address else b"?") + f"ssl_ca_certs={authority_file}".encode()
+
+
 def url(store: KVStore, password: str = "") -> str:
     """Of a managed store's Redis; without credentials where `password` is empty. It must be safe in a URL."""
     credentials = f":{password}@" if password else ""
-    return f"redis://{credentials}{redis_name(store)}.{store.metadata.namespace}.svc:{PORT}/0"
+    scheme = "redis" if store.spec.managed is None or store.spec.managed.tls is None else "rediss"
+    return f"{scheme}://{credentials}{redis_name(store)}.{store.metadata.namespace}.svc:{PORT}/0"
 
 
 def external_endpoint(address: str) -> str | None:
@@ -45,7 +63,7 @@ def external_endpoint(address: str) -> str | None:
         host, port = found.hostname, found.port or PORT
     except ValueError:
         return None
-    if found.scheme not in ("redis", "rediss") or not host:
+    if found.scheme not in _SCHEMES or not host:
         return None
     return f"{found.scheme}://{f'[{host}]' if ':' in host else host}:{port}{found.path}"
 
@@ -126,6 +144,9 @@ def _stateful_set(store: KVStore, managed: ManagedRedis, redis: RedisSettings) -
         "selector": {"matchLabels": _labels(store)},
         "template": {"metadata": {"labels": _labels(store)}, "spec": pod},
     }
+    if managed.tls is not None:
+        items = [{"key": key, "path": key} for key in _TLS_FILES.values()]
+        pod["volumes"].append({"name": "tls", "secret": {"secretName": managed.tls.secret_name, "items": items}})
     if managed.storage is None:
         pod["volumes"].append({"name": "data", "emptyDir": {}})
     else:
@@ -149,14 +170,15 @@ def _container(managed: ManagedRedis, redis: RedisSettings) -> Manifest:
     # The password goes in by a file in memory: arguments and environments can be read by whoever sees the processes.
     # `exec` makes Redis the container's first process, so that it gets the SIGTERM and saves.
     settings = (
-        f"port {PORT}\ndir {_DATA}\nmaxmemory {memory_bytes}\nmaxmemory-policy noeviction\n"
+        f"{_listening(managed)}dir {_DATA}\nmaxmemory {memory_bytes}\nmaxmemory-policy noeviction\n"
         f"appendonly {'yes' if managed.storage else 'no'}\nsave ''\n"
     )
     script = (
         'umask 077; { printf "%s" "$SETTINGS"; printf "requirepass %s\\n" "$(cat /secret/password)"; }'
         " > /run/redis/redis.conf && exec redis-server /run/redis/redis.conf"
     )
-    check = 'REDISCLI_AUTH="$(cat /secret/password)" redis-cli -p 6379 ping | grep -q PONG'
+    secure = "" if managed.tls is None else " --tls --cacert /tls/ca.crt"
+    check = f'REDISCLI_AUTH="$(cat /secret/password)" redis-cli -p {PORT}{secure} ping | grep -q PONG'
     probe = {"exec": {"command": ["sh", "-c", check]}, "periodSeconds": 5, "timeoutSeconds": 3}
     return {
         "name": "redis",
@@ -180,8 +202,17 @@ def _container(managed: ManagedRedis, redis: RedisSettings) -> Manifest:
             {"name": "data", "mountPath": _DATA},
             {"name": "secret", "mountPath": "/secret"},
             {"name": "run", "mountPath": "/run/redis"},
+            *([] if managed.tls is None else [{"name": "tls", "mountPath": "/tls"}]),
         ],
     }
+
+
+def _listening(managed: ManagedRedis) -> str:
+    """Where Redis listens, as lines of its settings. Whoever has the password needs no certificate."""
+    if managed.tls is None:
+        return f"port {PORT}\n"
+    files = "".join(f"{option} /tls/{file}\n" for option, file in _TLS_FILES.items())
+    return f"port 0\ntls-port {PORT}\n{files}tls-auth-clients no\n"
 
 
 def _labels(store: KVStore) -> dict[str, str]:
