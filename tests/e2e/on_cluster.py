@@ -25,6 +25,7 @@ from spillway.api.client.target import Target, Tls
 CHECKOUT = Path(__file__).parents[2]
 # torch and transformers come from this machine: an image with them has 5 GB.
 PARTS = {"operator": "operator", "gateway": "gateway", "agent": "rpc,metrics,redis"}
+AGENT_USER = 65532
 HOME_NODE = "n3"
 """Where operator and gateway run, so that a test can cut off another."""
 _PATIENCE_S = 300.0
@@ -38,15 +39,18 @@ def until(true: Callable[[], bool], what: str) -> None:
         time.sleep(0.5)
 
 
-def values(checkpoint: Path) -> dict[str, Any]:
-    """Of the chart, for this cluster."""
+def values(checkpoint: Path, compiled: Path) -> dict[str, Any]:
+    """Of the chart, for this cluster. `compiled`: where agents of all nodes keep their kernels; it becomes theirs."""
+    os.chown(compiled, AGENT_USER, AGENT_USER)
     torch = importlib.util.find_spec("torch")
     assert torch is not None
     assert torch.origin is not None
     home = {"kubernetes.io/hostname": HOME_NODE}
-    sources = {"host-python": str(Path(torch.origin).parents[1]), "checkpoints": str(checkpoint.parent)}
-    places = {"host-python": "/opt/host-python", "checkpoints": "/models"}
-    variables = {"PYTHONPATH": places["host-python"], "OMP_WAIT_POLICY": "PASSIVE"}  # agents share two cores
+    python = str(Path(torch.origin).parents[1])
+    sources = {"host-python": python, "checkpoints": str(checkpoint.parent), "cache": str(compiled)}
+    places = {"host-python": "/opt/host-python", "checkpoints": "/models", "cache": "/cache"}
+    variables = {"PYTHONPATH": places["host-python"], "XDG_CACHE_HOME": places["cache"]}
+    variables["OMP_WAIT_POLICY"] = "PASSIVE"  # agents share two cores
     return {
         "image": {"registry": REGISTRY},
         "operator": {"nodeSelector": home},
@@ -54,7 +58,9 @@ def values(checkpoint: Path) -> dict[str, Any]:
         "agents": {
             "device": "cpu",  # the GPUs are pretended
             "volumes": [{"name": name, "hostPath": {"path": path}} for name, path in sources.items()],
-            "volumeMounts": [{"name": name, "mountPath": path, "readOnly": True} for name, path in places.items()],
+            "volumeMounts": [
+                {"name": name, "mountPath": path, "readOnly": name != "cache"} for name, path in places.items()
+            ],
             "env": [{"name": name, "value": value} for name, value in variables.items()],
         },
         "redis": {"image": REDIS},

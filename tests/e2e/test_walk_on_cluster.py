@@ -97,7 +97,8 @@ def stage(checkpoint: Path, cluster: Cluster, helm: Path, tmp_path_factory: pyte
     folder = tmp_path_factory.mktemp("walk")
     for name in ("helm", "manifests", "examples"):
         (folder / name).symlink_to(CHECKOUT / name)
-    (folder / "values.yaml").write_text(json.dumps(values(checkpoint)))
+    (folder / "compiled").mkdir(mode=0o700)
+    (folder / "values.yaml").write_text(json.dumps(values(checkpoint, folder / "compiled")))
     environment = cluster.mark | {
         "KUBECONFIG": str(cluster.control_plane.kubeconfig),
         "PATH": os.pathsep.join(
@@ -230,4 +231,5 @@ def test_nothing_is_left_behind(stage: Stage) -> None:
     assert not left
     cluster_wide = stage.get("clusterroles,clusterrolebindings,crds")["items"]
     assert not [each["metadata"]["name"] for each in cluster_wide if "spillway" in each["metadata"]["name"]]
-    shutil.rmtree(stage.walk.folder / "jobs")
+    for folder in ("jobs", "compiled"):
+        shutil.rmtree(stage.walk.folder / folder)

@@ -114,7 +114,7 @@ def batch_jobs(kube: Kube, space: str, gateway: GatewayProcess) -> None:
         kube.create(ours("BatchJob", name, model=f"{name}-{space}", input=source), space)
     kube.wait(lambda: gateway.answer(f"done-{space}", 1), "its line is answered")
     for name, state in (("done", "Completed"), ("deleted", "Running")):
-        kube.wait(lambda: kube.get("BatchJob", name, space).get("status", {}).get("state") == state, state)  # noqa: B023
+        kube.wait(lambda: kube.get("BatchJob", name, space).get("status", {}).get("state") == state, state)  # noqa: B023 - called at once
     kube.delete("BatchJob", "deleted", space)
     kube.wait(lambda: kube.find("BatchJob", "deleted", space) is None, "it is let go")
 

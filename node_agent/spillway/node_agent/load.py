@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from spillway.api.errors import SpillwayError
+from spillway.kernels.cpu.compile import warm_up
 from spillway.kvstore import BlockStore, KVIdentity, KVStoreError, StoreConfig
 from spillway.node_agent.blocks import BlockManager
 from spillway.node_agent.checkpoint import Checkpoint
@@ -81,6 +82,8 @@ def load_engine(checkpoint: Checkpoint, weights_digest: str, config: EngineConfi
         TierError: a budget holds no block, or the disk directory cannot be used.
     """
     device, dtype, spec = pick_device(config.device), DTYPES[config.dtype], checkpoint.spec
+    if device.type == "cpu":
+        warm_up()
     tokenizer = Tokenizer.load(checkpoint.folder)
     shape = (spec.layers, 2, spec.kv_heads, config.block_tokens, spec.head_dim)
     pool = allocate_pool(config.device_kv_bytes, shape, dtype, device)

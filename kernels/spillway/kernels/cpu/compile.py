@@ -27,11 +27,20 @@ _lock = threading.Lock()
 @cache
 def kernel(name: str) -> CompiledKernel:
     """The kernel of that name, ready to run."""
-    with _lock:
-        engine = _engine()
+    engine = _linked()
     address = engine.get_function_address(f"spillway_{name}")
     assert address, name
     return CompiledKernel(address, engine)
+
+
+def warm_up() -> None:
+    """Begin to compile, on a thread of its own since LLVM needs no lock of Python. `kernel` waits for it."""
+    threading.Thread(target=_linked, name="spillway-kernels").start()
+
+
+def _linked() -> llvm.ExecutionEngine:
+    with _lock:
+        return _engine()
 
 
 @cache
