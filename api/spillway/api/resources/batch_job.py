@@ -37,8 +37,8 @@ class JobInput(Part):
         default=None,
         pattern=r"^[a-z][a-z0-9+.-]*://.+$",
         max_length=2048,
-        description="A file that the gateway fetches, below a place that it was told to allow: s3://bucket/batch.jsonl, or"
-        " file:///… of a volume of the gateway.",
+        description="A file that the gateway fetches, below a place that it was told to allow: s3://bucket/batch.jsonl,"
+        " or file:///… of a volume of the gateway.",
     )
 
 

@@ -26,7 +26,8 @@ class SecretKeyRef(Part):
         description="The Secret. If it has a ca.crt too, agents trust that authority and no other for rediss://."
     )
     key: SecretKey = Field(
-        default="url", description="Its key, which holds a redis:// or rediss:// URL, with +cluster for a Redis Cluster."
+        default="url",
+        description="Its key, which holds a redis:// or rediss:// URL, with +cluster for a Redis Cluster.",
     )
 
 
@@ -34,7 +35,8 @@ class RedisTls(Part):
     """The certificate of a managed Redis."""
 
     secret_name: ObjectName = Field(
-        description="A Secret in the same namespace with tls.crt, tls.key and ca.crt, for the name NAME-redis.NAMESPACE.svc."
+        description="A Secret in the same namespace with tls.crt, tls.key and ca.crt,"
+        " for the name NAME-redis.NAMESPACE.svc."
     )
 
 
@@ -52,9 +54,7 @@ class ManagedRedis(Part):
             " && (!has(self.storageClassName) || self.storageClassName == oldSelf.storageClassName)",
             "storageClassName cannot change",
         ),
-        rule(
-            "has(self.tls) == has(oldSelf.tls) && (!has(self.tls) || self.tls == oldSelf.tls)", "tls cannot change"
-        ),
+        rule("has(self.tls) == has(oldSelf.tls) && (!has(self.tls) || self.tls == oldSelf.tls)", "tls cannot change"),
     )
     memory: Quantity = Field(default="256Mi", description="What entries may take; an entry takes about 240 bytes.")
     storage: Quantity | None = Field(
