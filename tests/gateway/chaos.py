@@ -25,6 +25,7 @@ import grpc
 from batch_files import answer, requests
 
 from spillway.api.batch.v1 import batch_pb2, batch_pb2_grpc
+from spillway.api.client.batch import rows_of
 from spillway.gateway.job import Job
 from spillway.gateway.options import JobOptions
 from spillway.gateway.paths import JobPaths
@@ -147,7 +148,7 @@ def read_rows(stub: Any, name: str, cursor: str, report: Report) -> str:
     """Reads what there is after the cursor; the cursor to come back with, also when the gateway dies under way."""
     try:
         for message in stub.StreamResults(batch_pb2.StreamResultsRequest(name=name, cursor=cursor), timeout=30):
-            for row in message.rows:
+            for row in rows_of(message):
                 report.rows_streamed[row.index] += 1
                 report.streamed[row.index] = row.json
             cursor = message.cursor

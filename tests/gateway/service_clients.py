@@ -15,6 +15,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from spillway.api.batch.v1 import batch_pb2, batch_pb2_grpc
+from spillway.api.client.batch import rows_of
 from spillway.api.lines import BatchLine, parse_line
 from spillway.api.results import BodyHead, Choice, Usage, completion_body
 from spillway.api.worker.v1 import worker_pb2, worker_pb2_grpc
@@ -82,7 +83,7 @@ class Client:
         request = batch_pb2.StreamResultsRequest(name=name, cursor=cursor, follow=follow)
         rows: list[Any] = []
         async for message in self.batch.StreamResults(request):
-            rows += message.rows
+            rows += rows_of(message)
             cursor = message.cursor
         return rows, cursor
 

@@ -59,8 +59,8 @@ async def test_a_batch_from_submission_to_deletion(tmp_path: Path) -> None:
         assert b'"invalid_json"' in errors
         assert await client.file(job.name, offset=len(output[0])) == b"".join(output[1:])
         rows, _ = await client.rows(job.name)
-        assert sorted((row.index, row.json) for row in rows if not row.error) == list(enumerate(output))
-        assert [row.json for row in rows if row.error] == [errors]
+        assert sorted((row.index, row.json) for row in rows if not row.is_error) == list(enumerate(output))
+        assert [row.json for row in rows if row.is_error] == [errors]
         await client.batch.DeleteJob(batch_pb2.DeleteJobRequest(name=job.name))
         with refused() as refusal:
             await client.get(job.name)
@@ -297,7 +297,7 @@ async def test_results_can_be_followed_over_restarts(tmp_path: Path) -> None:
             await client.rows(name, "12-34")
         assert refusal.reason == "INVALID_ARGUMENT"
     assert sorted(row.index for row in rows) == list(range(11))
-    assert b"".join(row.json for row in sorted(rows, key=lambda row: row.index) if not row.error) == output
+    assert b"".join(row.json for row in sorted(rows, key=lambda row: row.index) if not row.is_error) == output
 
 
 @run

@@ -142,8 +142,7 @@ async def _print_rows(client: BatchClient, name: str, files: ResultFiles) -> Non
     """Rows to stdout, errors among them; the cursor is kept once what it stands for was written."""
     cursor = _load_cursor(files.cursor, name)
     async for message in client.results(name, cursor, follow=files.follow):
-        for row in message.rows:
-            sys.stdout.buffer.write(row.json)
+        sys.stdout.buffer.write(message.rows)
         sys.stdout.buffer.flush()
         if files.cursor is not None:
             _replace(files.cursor, f"{name} {message.cursor}\n")

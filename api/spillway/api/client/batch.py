@@ -8,6 +8,7 @@ import random
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -30,6 +31,22 @@ class Order(Enum):
     CANCEL = "CancelJob"
     PAUSE = "PauseJob"
     RESUME = "ResumeJob"
+
+
+@dataclass(frozen=True, slots=True)
+class ResultRow:
+    """One row of an output or error file, newline included. `index` counts request lines of the input from 0."""
+
+    index: int
+    is_error: bool
+    json: bytes
+
+
+def rows_of(message: batch_pb2.StreamResultsResponse) -> list[ResultRow]:
+    """The rows of a message, one by one."""
+    errors = set(message.errors)
+    rows = zip(message.indices, message.rows.split(b"\n"), strict=False)  # nothing follows the last newline
+    return [ResultRow(index, place in errors, row + b"\n") for place, (index, row) in enumerate(rows)]
 
 
 class BatchClient:
@@ -85,7 +102,10 @@ class BatchClient:
     async def results(
         self, name: str, cursor: str = "", *, follow: bool = False
     ) -> AsyncIterator[batch_pb2.StreamResultsResponse]:
-        """Rows in the order in which lines finished, after `cursor`; each message has the cursor to come back with."""
+        """Rows in the order in which lines finished, after `cursor`; each message has the cursor to come back with.
+
+        Rows can be written out as they are; `rows_of` takes them apart.
+        """
 
         def request() -> batch_pb2.StreamResultsRequest:
             return batch_pb2.StreamResultsRequest(name=name, cursor=cursor, follow=follow)

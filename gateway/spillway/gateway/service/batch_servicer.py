@@ -86,7 +86,7 @@ class BatchServicer(batch_pb2_grpc.BatchServiceServicer):
         while True:
             changed, final = job.changed, job.state.final
             response = await self._rows(job, cursor)
-            if response is not None and response.rows:
+            if response is not None and response.indices:
                 cursor = response.cursor
                 yield response
             elif final or not request.follow:
@@ -159,11 +159,9 @@ class BatchServicer(batch_pb2_grpc.BatchServiceServicer):
             start = tail.position(cursor)
         except ValueError:
             raise InvalidError("cursor is not one of this job") from None
-        rows, position = await asyncio.to_thread(tail.read, start, end, PAGE_BYTES)
-        row = batch_pb2.StreamResultsResponse.Row
+        page = await asyncio.to_thread(tail.read, start, end, PAGE_BYTES)
         return batch_pb2.StreamResultsResponse(
-            rows=[row(json=each.json, error=each.is_error, index=each.index) for each in rows],
-            cursor=tail.cursor(position),
+            rows=page.rows, cursor=tail.cursor(page.position), indices=page.indices, errors=page.errors
         )
 
 
