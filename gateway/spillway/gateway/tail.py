@@ -18,7 +18,8 @@ from spillway.gateway.records import FILE_HEADER_BYTES, Record, RecordKind, scan
 class ResultPage:
     """Rows one behind the other, each of the output file or of the error file, with one newline each: its last byte.
 
-    `indices`: by row, which line of the job it is. `errors`: places of the rows of the error file, ascending. `position` is where the log goes on.
+    `indices`: by row, which line of the job it is. `errors`: places of the rows of the error file, ascending.
+    `position`: where the log goes on.
     """
 
     rows: bytes
