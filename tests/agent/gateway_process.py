@@ -8,7 +8,7 @@ from pathlib import Path
 
 from spillway.gateway.service.access import Access
 from spillway.gateway.service.coordinator import ServiceConfig
-from spillway.gateway.service.served import LeaseRules
+from spillway.gateway.service.leases import LeaseRules
 from spillway.gateway.service.server import gateway
 
 

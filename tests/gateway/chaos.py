@@ -29,7 +29,7 @@ from spillway.api.client.batch import rows_of
 from spillway.gateway.job import Job
 from spillway.gateway.options import JobOptions
 from spillway.gateway.paths import JobPaths
-from spillway.gateway.service.served import State
+from spillway.gateway.service.state import State
 
 HERE = Path(__file__).parent
 REST_S = 0.2

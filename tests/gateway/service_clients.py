@@ -20,7 +20,7 @@ from spillway.api.lines import BatchLine, parse_line
 from spillway.api.results import BodyHead, Choice, Usage, completion_body
 from spillway.api.worker.v1 import worker_pb2, worker_pb2_grpc
 from spillway.gateway.service.coordinator import ServiceConfig
-from spillway.gateway.service.served import LeaseRules
+from spillway.gateway.service.leases import LeaseRules
 from spillway.gateway.service.server import gateway
 
 State = batch_pb2.Job.State

@@ -20,8 +20,9 @@ from spillway.gateway.families import LEVELS, beginnings, families, find
 from spillway.gateway.order import BOUNDARIES
 from spillway.gateway.service.coordinator import Coordinator, ServiceConfig
 from spillway.gateway.service.limits import Limits, TenantLimits
-from spillway.gateway.service.served import ServedJob, State
+from spillway.gateway.service.served import ServedJob
 from spillway.gateway.service.spec import JobRequest
+from spillway.gateway.service.state import State
 
 
 @contextlib.asynccontextmanager

@@ -19,7 +19,7 @@ from spillway.api.batch.v1 import batch_pb2
 from spillway.api.errors import JobLockedError
 from spillway.api.worker.v1 import worker_pb2
 from spillway.gateway.service.coordinator import Coordinator, ServiceConfig
-from spillway.gateway.service.served import LeaseRules
+from spillway.gateway.service.leases import LeaseRules
 
 INPUT = b"\n".join([*requests(10), b"{"])
 

@@ -15,8 +15,9 @@ from spillway.gateway.job import Job
 from spillway.gateway.options import JobOptions
 from spillway.gateway.paths import JobPaths
 from spillway.gateway.service.coordinator import Coordinator, ServiceConfig
-from spillway.gateway.service.served import ServedJob, State
+from spillway.gateway.service.served import ServedJob
 from spillway.gateway.service.spec import JobRequest
+from spillway.gateway.service.state import State
 
 # Bad lines of every kind: their errors are written at intake, and come back from the input if they are lost.
 LINES = [*requests(6), b"{", requests(1)[0], b"", request("long", "x" * 3000), request("bad", temperature="hot")]

@@ -15,7 +15,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from spillway.gateway.service.coordinator import Coordinator
-from spillway.gateway.service.served import ServedJob, State
+from spillway.gateway.service.served import ServedJob
+from spillway.gateway.service.state import State
 
 MAX_MODELS = 100
 _BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)

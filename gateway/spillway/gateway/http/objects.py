@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from spillway.gateway.http.shelf import Part, ShelfFile, part_id
-from spillway.gateway.service.served import ServedJob, State
+from spillway.gateway.service.served import ServedJob
 from spillway.gateway.service.spec import Wish
+from spillway.gateway.service.state import State
 
 Json = dict[str, Any]
 

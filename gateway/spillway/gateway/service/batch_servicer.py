@@ -17,8 +17,9 @@ from spillway.gateway.service.convert import job_id, job_message, job_request
 from spillway.gateway.service.coordinator import Coordinator
 from spillway.gateway.service.errors import ConflictError, InvalidError, NotFoundError, Reason
 from spillway.gateway.service.refusals import tenant
-from spillway.gateway.service.served import ServedJob, State
+from spillway.gateway.service.served import ServedJob
 from spillway.gateway.service.spec import JobRequest, Wish
+from spillway.gateway.service.state import State
 from spillway.gateway.service.store import Upload
 
 WATCH_INTERVAL_S = 0.25

@@ -27,8 +27,9 @@ from spillway.gateway.service.errors import (
     UnauthenticatedError,
 )
 from spillway.gateway.service.fleet import AgentStatus, TierStatus
-from spillway.gateway.service.served import ServedJob, State
+from spillway.gateway.service.served import ServedJob
 from spillway.gateway.service.spec import MAX_TIME_S, JobRequest
+from spillway.gateway.service.state import State
 
 MAX_TIERS = 8
 ERROR_DOMAIN = "spillway.dev"

@@ -22,9 +22,11 @@ from spillway.gateway.service.errors import (
 )
 from spillway.gateway.service.fetch import InputSources
 from spillway.gateway.service.fleet import Fleet
+from spillway.gateway.service.leases import LeaseRules
 from spillway.gateway.service.limits import CallRate, Limits, Usage
-from spillway.gateway.service.served import LeaseRules, ServedJob, State
+from spillway.gateway.service.served import ServedJob
 from spillway.gateway.service.spec import JobRequest, JobSpec, Wish
+from spillway.gateway.service.state import State
 from spillway.gateway.service.store import JobStore, LinkedInput, StoredInput, Upload
 from spillway.gateway.service.threads import to_the_end
 

@@ -19,6 +19,14 @@ from spillway.gateway.families import Span
 _LOOK = 4096  # places looked at in one go
 
 
+@dataclass(frozen=True, slots=True)
+class LeaseRules:
+    """How long a claim on lines lasts, and how often a line is tried."""
+
+    ttl_s: float = 60.0
+    max_attempts: int = 3
+
+
 @dataclass(slots=True)
 class Lease:
     """A claim of one worker, lost once `expires_s` has passed.

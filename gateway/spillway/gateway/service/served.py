@@ -12,8 +12,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from enum import Enum, auto
 from functools import partial
 from pathlib import Path
 
@@ -35,10 +33,11 @@ from spillway.gateway.repairs import MANIFEST_MENDED
 from spillway.gateway.service.bodies import checked_usage
 from spillway.gateway.service.counts import ServiceCounts
 from spillway.gateway.service.errors import ConflictError, DamagedError, InvalidError, Reason, ResourceError
-from spillway.gateway.service.leases import GivenUp, Lease, LeaseBook
+from spillway.gateway.service.leases import GivenUp, Lease, LeaseBook, LeaseRules
 from spillway.gateway.service.pace import Pace, Sample
 from spillway.gateway.service.sealed import SealedResults
 from spillway.gateway.service.spec import End, JobSpec, Outcome, Wish
+from spillway.gateway.service.state import State
 from spillway.gateway.service.store import JobFolder
 from spillway.gateway.service.threads import to_the_end
 from spillway.gateway.tail import ResultTail
@@ -56,32 +55,6 @@ _UNFINISHED = {
     Wish.CANCEL: (ErrorCode.CANCELLED, "the job was cancelled before this line was done"),
     Wish.EXPIRE: (ErrorCode.EXPIRED, "the job's deadline passed before this line was done"),
 }
-
-
-class State(Enum):
-    """What a job is doing."""
-
-    VALIDATING = auto()
-    RUNNING = auto()
-    PAUSED = auto()
-    FINALIZING = auto()
-    COMPLETED = auto()
-    CANCELLED = auto()
-    EXPIRED = auto()
-    FAILED = auto()
-
-    @property
-    def final(self) -> bool:
-        """Whether nothing will change any more."""
-        return self.value >= State.COMPLETED.value
-
-
-@dataclass(frozen=True, slots=True)
-class LeaseRules:
-    """How long a claim on lines lasts, and how often a line is tried."""
-
-    ttl_s: float = 60.0
-    max_attempts: int = 3
 
 
 class ServedJob:
