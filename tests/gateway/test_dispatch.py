@@ -19,6 +19,7 @@ from spillway.api.lines import BatchLine, parse_line
 from spillway.gateway.families import LEVELS, beginnings, families, find
 from spillway.gateway.order import BOUNDARIES
 from spillway.gateway.service.coordinator import Coordinator, ServiceConfig
+from spillway.gateway.service.job_trace import Report
 from spillway.gateway.service.limits import Limits, TenantLimits
 from spillway.gateway.service.served import ServedJob
 from spillway.gateway.service.spec import JobRequest
@@ -49,8 +50,10 @@ async def given_out(coordinator: Coordinator, most: int = 8, worker: str = "w") 
     """Leases until there is nothing left: (job id, custom_id) of each line, by lease. Each is answered at once."""
     leases = []
     while (grant := await coordinator.lease(worker, "m", most, 0)) is not None:
-        leases.append([(grant.job_id, line.custom_id) for line, _ in grant.lines])
-        coordinator.complete(grant.job_id, [(line.index, answer(line)) for line, _ in grant.lines])
+        leases.append([(grant.job_id, line.custom_id) for line, _ in grant.lines], Report(grant.lease.id))
+        coordinator.complete(
+            grant.job_id, [(line.index, answer(line)) for line, _ in grant.lines], Report(grant.lease.id)
+        )
     return leases
 
 
@@ -160,7 +163,9 @@ def test_workers_do_not_disturb_each_other(tmp_path: Path) -> None:
                     switches[worker] += last.get(worker) != document
                     last[worker] = document
                     seen.append(line.custom_id)
-                coordinator.complete(grant.job_id, [(line.index, answer(line)) for line, _ in grant.lines])
+                coordinator.complete(
+                    grant.job_id, [(line.index, answer(line)) for line, _ in grant.lines], Report(grant.lease.id)
+                )
             assert len(seen) == len(set(seen)) == 96
             assert switches.total() <= 2 * 6
 

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from spillway.gateway.service.leases import GivenUp, LeaseBook
+from spillway.gateway.service.leases import GivenUp, LeaseBook, LeaseEnd, LeaseRules
 
 
 class FakeLines:
@@ -27,7 +27,7 @@ class FakeLines:
 
 def book(order: list[int], ttl_s: float = 10, max_attempts: int = 3) -> tuple[LeaseBook, FakeLines]:
     lines = FakeLines(order)
-    return LeaseBook(lines, ttl_s, max_attempts), lines
+    return LeaseBook(lines, LeaseRules(ttl_s, max_attempts)), lines
 
 
 def finish(leases: LeaseBook, lines: FakeLines, index: int) -> None:
@@ -238,3 +238,24 @@ class LeasesLoseNothing(RuleBasedStateMachine):
 
 TestLeasesLoseNothing = LeasesLoseNothing.TestCase
 TestLeasesLoseNothing.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+def test_the_end_of_a_lease_is_told_with_what_became_of_its_last_line() -> None:
+    lines, told = FakeLines([0, 1, 2, 3, 4, 5]), list[tuple[str, LeaseEnd]]()
+    leases = LeaseBook(lines, LeaseRules(10, 3), on_over=lambda lease, end: told.append((lease.worker, end)))
+    held = {worker: leases.take(worker, 1 + (worker == "done"), 0) for worker in ("done", "failed", "back", "late")}
+    ids = {worker: lease.id for worker, lease in held.items() if lease is not None}
+    finish(leases, lines, 0)
+    assert told == []  # it holds another line
+    leases.renew(ids["done"], 5)
+    finish(leases, lines, 1)
+    leases.failed(ids["failed"], 2, "no luck")
+    leases.give_back(ids["back"])
+    leases.expire(11)
+    assert told == [
+        ("done", LeaseEnd.DONE),
+        ("failed", LeaseEnd.FAILED),
+        ("back", LeaseEnd.RETURNED),
+        ("late", LeaseEnd.EXPIRED),
+    ]
+    assert leases.num_leases == 0

@@ -15,6 +15,7 @@ from spillway.gateway.job import Job
 from spillway.gateway.options import JobOptions
 from spillway.gateway.paths import JobPaths
 from spillway.gateway.service.coordinator import Coordinator, ServiceConfig
+from spillway.gateway.service.job_trace import Report
 from spillway.gateway.service.served import ServedJob
 from spillway.gateway.service.spec import JobRequest
 from spillway.gateway.service.state import State
@@ -44,7 +45,9 @@ async def opened(data: Path) -> tuple[Coordinator, ServedJob]:
 async def drain(coordinator: Coordinator, job: ServedJob, lines: int) -> None:
     while lines and (grant := await coordinator.lease("w", "m", min(2, lines), 0)) is not None:
         lines -= len(grant.lines)
-        coordinator.complete(grant.job_id, [(line.index, answer(line)) for line, _ in grant.lines])
+        coordinator.complete(
+            grant.job_id, [(line.index, answer(line)) for line, _ in grant.lines], Report(grant.lease.id)
+        )
 
 
 async def run_until(data: Path, lines: int | None) -> tuple[ServedJob, list[int]]:

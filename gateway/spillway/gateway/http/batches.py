@@ -73,7 +73,7 @@ class BatchRoutes:
         wanted = JobRequest(model, file.filename[:MAX_NAME_CHARS], asked.metadata or {}, 0, deadline_s, key, origin)
         link = self._coordinator.link(file.content)
         try:
-            job = await self._coordinator.submit(who, wanted, link)
+            job = await self._coordinator.submit(who, wanted, link, request.headers.get("traceparent", ""))
         finally:
             link.close()
         return json_response(self._object(job))

@@ -13,7 +13,7 @@ from google.protobuf.empty_pb2 import Empty
 from grpc.aio import ServicerContext
 
 from spillway.api.batch.v1 import batch_pb2, batch_pb2_grpc
-from spillway.gateway.service.convert import job_id, job_message, job_request
+from spillway.gateway.service.convert import job_id, job_message, job_request, traceparent
 from spillway.gateway.service.coordinator import Coordinator
 from spillway.gateway.service.errors import ConflictError, InvalidError, NotFoundError, Reason
 from spillway.gateway.service.refusals import tenant
@@ -49,7 +49,8 @@ class BatchServicer(batch_pb2_grpc.BatchServiceServicer):
             request, uri = await _receive(request_iterator, upload)
             if uri:
                 await self._coordinator.fetch(uri, upload)
-            return self._message(await self._coordinator.submit(tenant(), request, upload))
+            caller = traceparent(context.invocation_metadata())
+            return self._message(await self._coordinator.submit(tenant(), request, upload, caller))
         finally:
             upload.close()
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from spillway.api.errors import LineError
+from spillway.api.tracing import Traces
 from spillway.gateway.service.counts import ServiceCounts
 from spillway.gateway.service.dispatch import Dispatcher, Grant
 from spillway.gateway.service.errors import (
@@ -22,6 +23,7 @@ from spillway.gateway.service.errors import (
 )
 from spillway.gateway.service.fetch import InputSources
 from spillway.gateway.service.fleet import Fleet
+from spillway.gateway.service.job_trace import Report, begin_trace
 from spillway.gateway.service.leases import LeaseRules
 from spillway.gateway.service.limits import CallRate, Limits, Usage
 from spillway.gateway.service.served import ServedJob
@@ -58,6 +60,7 @@ class ServiceConfig:
     limits: Limits = field(default_factory=Limits)
     retention_s: float | None = None
     sources: InputSources = field(default_factory=InputSources)
+    traces: Traces = field(default_factory=Traces)
 
 
 class Coordinator:
@@ -123,8 +126,12 @@ class Coordinator:
         async with self._storing:
             self._store.release(sha256)
 
-    async def submit(self, tenant: str, request: JobRequest, upload: Upload | LinkedInput) -> ServedJob:
+    async def submit(
+        self, tenant: str, request: JobRequest, upload: Upload | LinkedInput, traceparent: str = ""
+    ) -> ServedJob:
         """Makes a job of an upload or a link, or finds the one that an earlier attempt made of the same.
+
+        `traceparent`: of the call (W3C trace context), if it had one.
 
         Raises InvalidError, AlreadyExistsError if the request_id was used for something else, ResourceError if a quota
         of the tenant or the disk is full.
@@ -132,7 +139,8 @@ class Coordinator:
         request.check()
         await asyncio.to_thread(upload.finish)
         new = Usage(1, upload.num_lines, upload.size_bytes)
-        spec = JobSpec(upload.id, request, upload.sha256, new.input_bytes, new.lines, time.time(), tenant)
+        trace = begin_trace(self.config.traces, traceparent)
+        spec = JobSpec(upload.id, request, upload.sha256, new.input_bytes, new.lines, time.time(), tenant, trace=trace)
         async with self._storing:
             known = self._by_request_id.get((tenant, request.request_id)) if request.request_id else None
             if known is not None:
@@ -141,7 +149,9 @@ class Coordinator:
             await to_the_end(self._store.adopt, upload, spec)
             self.counts.jobs_submitted += 1
             self.counts.input_bytes += spec.input_bytes
-            return self._serve(spec)
+            job = self._serve(spec)
+            job.trace.submitted(spec)
+            return job
 
     async def fetch(self, uri: str, upload: Upload) -> None:
         """Fills an upload from elsewhere. Raises as InputSources.fetch."""
@@ -232,11 +242,11 @@ class Coordinator:
         held = ((lease, self._of_lease(lease)) for lease in lease_ids)
         return [lease for lease, job in held if job is None or not job.renew(lease, now_s)]
 
-    def complete(self, job_id: str, results: list[tuple[int, bytes]]) -> int:
+    def complete(self, job_id: str, results: list[tuple[int, bytes]], report: Report) -> int:
         """Keeps results; returns how many were new. Raises NotFoundError and as ServedJob.complete."""
         job = self.get(job_id)
         before = job.tokens().completion_tokens
-        accepted = job.complete(results)
+        accepted = job.complete(results, report)
         self.counts.lines_completed += accepted
         if accepted:
             self._dispatcher.charge(job, job.tokens().completion_tokens - before)
@@ -258,7 +268,7 @@ class Coordinator:
 
     def _serve(self, spec: JobSpec) -> ServedJob:
         folder = self._store.folder(spec.id)
-        job = ServedJob(spec, folder, self.config.leases, self._announce_work, self.counts)
+        job = ServedJob(spec, folder, self.config.leases, self._announce_work, self.counts, self.config.traces)
         self._jobs[spec.id] = job
         if spec.request.request_id:
             self._by_request_id[spec.tenant, spec.request.request_id] = spec.id

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import heapq
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Protocol
 
 import numpy as np
@@ -27,6 +29,15 @@ class LeaseRules:
     max_attempts: int = 3
 
 
+class LeaseEnd(StrEnum):
+    """What became of the last line of a lease."""
+
+    DONE = "done"
+    FAILED = "failed"
+    EXPIRED = "expired"
+    RETURNED = "returned"
+
+
 @dataclass(slots=True)
 class Lease:
     """A claim of one worker, lost once `expires_s` has passed.
@@ -38,6 +49,8 @@ class Lease:
     worker: str
     expires_s: float
     lines: dict[int, int] = field(default_factory=dict)
+    traceparent: str = ""
+    """Of its span, for the worker; empty if nobody traces it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +78,19 @@ class Lines(Protocol):
 class LeaseBook:
     """Who works on what. `finished` is to be told of every line that is done, once the job knows of it."""
 
-    def __init__(self, job: Lines, ttl_s: float, max_attempts: int, name: str = "") -> None:
-        """The ids of its leases begin with `name` and a dash."""
-        self._name = name
+    def __init__(
+        self,
+        job: Lines,
+        rules: LeaseRules,
+        name: str = "",
+        on_over: Callable[[Lease, LeaseEnd], None] = lambda _lease, _end: None,
+    ) -> None:
+        """The ids of its leases begin with `name` and a dash. `on_over` is told of each that holds no line any more."""
+        self._name, self._on_over = name, on_over
         self._order, self._is_done = job.order, job.is_done
         self._free = job.undone_places()  # by place: may still be handed out, unless it was done meanwhile
         self._cursor = 0  # no place before it is free, but for those that came back
-        self._ttl_s, self._max_attempts = ttl_s, max_attempts
+        self._ttl_s, self._max_attempts = rules.ttl_s, rules.max_attempts
         self._returned: list[tuple[int, int]] = []  # heap of (place in the order, line)
         self._leases: dict[str, Lease] = {}
         self._holder: dict[int, str] = {}  # by line: the lease that has it
@@ -138,24 +157,28 @@ class LeaseBook:
         self._history.pop(index, None)
         holder = self._holder.pop(index, None)
         if holder is not None:
-            self._drop(holder, index)
+            self._drop(holder, index, LeaseEnd.DONE)
 
     def failed(self, lease_id: str, index: int, why: str) -> GivenUp | None:
         """The attempt under this lease came to nothing: the line goes back, or is given up and returned."""
         if not self.holds(lease_id, index):
             return None
-        return self._back(index, f"{self._leases[lease_id].worker}: {why}")
+        return self._back(index, f"{self._leases[lease_id].worker}: {why}", LeaseEnd.FAILED)
 
     def give_back(self, lease_id: str) -> None:
         """The worker returns what it has not finished; that counts as no attempt."""
         lease = self._leases.get(lease_id)
         for index in [] if lease is None else list(lease.lines):
-            self._back(index, None)
+            self._back(index, None, LeaseEnd.RETURNED)
 
     def expire(self, now_s: float) -> list[GivenUp]:
         """Takes back what leases past their time hold. Returns the lines that this was the last attempt of."""
         lost = [lease for lease in self._leases.values() if lease.expires_s < now_s]
-        tried = [self._back(index, f"{lease.worker}: lease ran out") for lease in lost for index in list(lease.lines)]
+        tried = [
+            self._back(index, f"{lease.worker}: lease ran out", LeaseEnd.EXPIRED)
+            for lease in lost
+            for index in list(lease.lines)
+        ]
         return [given_up for given_up in tried if given_up is not None]
 
     def revoke(self) -> None:
@@ -205,8 +228,8 @@ class LeaseBook:
             self._free[place] = False
         return bool(self._free[place])
 
-    def _back(self, index: int, why: str | None) -> GivenUp | None:
-        place = self._drop(self._holder.pop(index), index)
+    def _back(self, index: int, why: str | None, end: LeaseEnd) -> GivenUp | None:
+        place = self._drop(self._holder.pop(index), index, end)
         history = self._history.setdefault(index, []) if why is not None else []
         if why is not None:
             history.append(why)
@@ -217,10 +240,11 @@ class LeaseBook:
         heapq.heappush(self._returned, (place, index))
         return None
 
-    def _drop(self, lease_id: str, index: int) -> int:
+    def _drop(self, lease_id: str, index: int, end: LeaseEnd) -> int:
         """Takes a line out of its lease; returns its place in the order."""
         lease = self._leases[lease_id]
         place = lease.lines.pop(index)
         if not lease.lines:
             del self._leases[lease_id]
+            self._on_over(lease, end)
         return place

@@ -26,6 +26,7 @@ from spillway.api.errors import (
     StorageError,
 )
 from spillway.api.results import Usage
+from spillway.api.tracing import Traces
 from spillway.gateway.families import Span, beginnings
 from spillway.gateway.job import Job, JobCounts, RequestLine
 from spillway.gateway.manifest import Manifest
@@ -33,6 +34,7 @@ from spillway.gateway.repairs import MANIFEST_MENDED
 from spillway.gateway.service.bodies import checked_usage
 from spillway.gateway.service.counts import ServiceCounts
 from spillway.gateway.service.errors import ConflictError, DamagedError, InvalidError, Reason, ResourceError
+from spillway.gateway.service.job_trace import JobTrace, Report
 from spillway.gateway.service.leases import GivenUp, Lease, LeaseBook, LeaseRules
 from spillway.gateway.service.pace import Pace, Sample
 from spillway.gateway.service.sealed import SealedResults
@@ -67,6 +69,7 @@ class ServedJob:
         rules: LeaseRules,
         announce: Callable[[], None],
         counts: ServiceCounts,
+        traces: Traces,
     ) -> None:
         """`announce` is called when there may be lines to hand out that were not there before."""
         self.spec, self.folder = spec, folder
@@ -79,6 +82,7 @@ class ServedJob:
         self._sealed: SealedResults | None = None
         self._changed = asyncio.Event()
         self._pace = Pace()
+        self.trace = JobTrace(traces, spec)
         self._next_keys: tuple[int, Sequence[int]] = (-1, ())  # of the line at that place of the order
         self.version = 0
         """Goes up with every change."""
@@ -179,6 +183,7 @@ class ServedJob:
         return self._changed
 
     async def _open(self) -> None:
+        checking = self.trace.begin("validate")
         try:
             loaded = await asyncio.to_thread(Manifest.load, self._manifest_path)
             if loaded is not None and loaded[1]:
@@ -191,8 +196,10 @@ class ServedJob:
             self._stumble(error)
             await asyncio.sleep(RETRY_S)
         except JobError as error:
+            checking.end(error=error.message)
             await self._finish(End.FAILED, error.message)
         else:
+            checking.end({"spillway.lines": self.counts().total, "spillway.resumed": self._job.resumed})
             if self._job.input_sha256 != self.spec.input_sha256:
                 await self._finish(End.FAILED, "the input was damaged on disk after it was uploaded")
                 return
@@ -207,11 +214,13 @@ class ServedJob:
         wish = self.spec.wish
         self._ending = True
         self.touch()
+        sealing = self.trace.begin("seal")
         try:
             if wish in _UNFINISHED:
                 await to_the_end(self._fail_the_rest, job, *_UNFINISHED[wish])
             await to_the_end(partial(job.seal, keep_log=True))
         except JobCorruptError:  # a result was damaged on disk: its line is pending again
+            sealing.end(error="a result was damaged")
             self._book = self._new_book(job)
             self.mended(["results were damaged on disk since they were written: their lines run again"])
             self._announce()
@@ -219,6 +228,7 @@ class ServedJob:
             self._stumble(error)
             await asyncio.sleep(RETRY_S)
         else:
+            sealing.end()
             await self._finish(_ENDS[wish])
         finally:
             self._ending = False
@@ -262,6 +272,7 @@ class ServedJob:
         self.close()
         self._job = self._book = None
         self._remember_sealed()
+        self.trace.ended(self.spec, self.counts(), self.tokens())
         self.touch()
 
     def _stumble(self, error: JobError) -> None:
@@ -317,6 +328,7 @@ class ServedJob:
         lease = self._book.take(worker, max_lines, now_s, span)
         if lease is None:
             return None
+        lease.traceparent = self.trace.leased(lease)
         try:
             found = self._job.request_lines(lease.lines)
             lines = [(line, self._book.attempt(line.index)) for line in found]
@@ -330,8 +342,8 @@ class ServedJob:
         """False if the lease is lost, or not of this job."""
         return self._book is not None and self._book.renew(lease_id, now_s)
 
-    def complete(self, results: Iterable[tuple[int, bytes]]) -> int:
-        """Keeps results; returns how many were new: none once the job has ended.
+    def complete(self, results: Iterable[tuple[int, bytes]], report: Report) -> int:
+        """Keeps results, brought as `report` says; returns how many were new: none once the job has ended.
 
         Raises InvalidError, before any is kept, if one is for no line of the job or no JSON object; ResourceError if
         they cannot be kept now: the worker should try again.
@@ -340,10 +352,12 @@ class ServedJob:
         if self.state.final:
             return 0
         job, book = self._open_job()
+        taking_in = self.trace.begin_report(report)
         with self._stumbling():
             accepted = job.complete_all(checked)
             for index, _, _ in checked:
                 book.finished(index)
+        taking_in.end({"spillway.results": len(checked), "spillway.accepted": accepted})
         self.touch()
         return accepted
 
@@ -432,7 +446,7 @@ class ServedJob:
         return Sample(now_s, counts.completed + counts.failed, tokens.prompt_tokens + tokens.completion_tokens)
 
     def _new_book(self, job: Job) -> LeaseBook:
-        return LeaseBook(job, self._rules.ttl_s, self._rules.max_attempts, self.spec.id)
+        return LeaseBook(job, self._rules, self.spec.id, self.trace.lease_over)
 
     def _give_up(self, job: Job, lines: list[GivenUp]) -> None:
         for line in lines:

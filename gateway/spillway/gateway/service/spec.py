@@ -92,6 +92,13 @@ class Outcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     message: str = ""
 
 
+class TraceRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The span of a job, and that of whoever submitted it (empty: of nobody), as `traceparent`."""
+
+    span: str
+    parent: str = ""
+
+
 class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file, `job.json`."""
 
@@ -107,6 +114,13 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     outcome: Outcome | None = None
     discarded: bool = False
     """The client had a file of results removed: that it is not there is no damage."""
+    trace: TraceRecord | None = None
+    """Where its spans belong; None: it is not traced."""
+
+    @property
+    def began_s(self) -> float:
+        """When the call began that submitted it, in Unix seconds: ids tell (see `new_job_id`)."""
+        return int(self.id[:12], 16) / 1000
 
     def save(self, path: Path) -> None:
         """Writes it durably, and a copy beside it."""

@@ -10,10 +10,11 @@ from grpc.aio import ServicerContext
 
 from spillway.api.errors import ErrorCode, LineError
 from spillway.api.worker.v1 import worker_pb2, worker_pb2_grpc
-from spillway.gateway.service.convert import agent_status, job_id
+from spillway.gateway.service.convert import agent_status, job_id, traceparent
 from spillway.gateway.service.coordinator import Coordinator
 from spillway.gateway.service.dispatch import Grant
 from spillway.gateway.service.errors import InvalidError
+from spillway.gateway.service.job_trace import Report
 
 MAX_WAIT_S = 60.0
 Context = ServicerContext[Any, Any]
@@ -47,7 +48,8 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
 
     async def Complete(self, request: worker_pb2.CompleteRequest, context: Context) -> worker_pb2.CompleteResponse:
         results = [(result.index, result.body) for result in request.results]
-        accepted = self._coordinator.complete(job_id(request.job), results)
+        report = Report(request.lease, traceparent(context.invocation_metadata()))
+        accepted = self._coordinator.complete(job_id(request.job), results, report)
         return worker_pb2.CompleteResponse(accepted=accepted, ignored=len(results) - accepted)
 
     async def Fail(self, request: worker_pb2.FailRequest, context: Context) -> worker_pb2.FailResponse:
@@ -72,7 +74,9 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
             )
             for line, attempt in grant.lines
         ]
-        return worker_pb2.LeaseResponse(lease=grant.lease.id, ttl=self._ttl, lines=lines)
+        return worker_pb2.LeaseResponse(
+            lease=grant.lease.id, ttl=self._ttl, lines=lines, traceparent=grant.lease.traceparent
+        )
 
 
 def _line_error(failure: worker_pb2.FailRequest.Failure) -> LineError:
