@@ -63,6 +63,11 @@ class Client:
                 return message.job
         return await self.get(name)
 
+    async def until_leased(self, name: str, count: int) -> None:
+        """Polls until so many lines of a job are with workers."""
+        while (await self.get(name)).lines.leased != count:
+            await asyncio.sleep(0.05)
+
     async def lease(self, count: int, *, wait_s: int = 20, model: str = "m") -> worker_pb2.LeaseResponse:
         wait = {"seconds": wait_s}
         return await self.worker.Lease(worker_pb2.LeaseRequest(worker="w", model=model, max_lines=count, wait=wait))

@@ -50,7 +50,7 @@ async def given_out(coordinator: Coordinator, most: int = 8, worker: str = "w") 
     """Leases until there is nothing left: (job id, custom_id) of each line, by lease. Each is answered at once."""
     leases = []
     while (grant := await coordinator.lease(worker, "m", most, 0)) is not None:
-        leases.append([(grant.job_id, line.custom_id) for line, _ in grant.lines], Report(grant.lease.id))
+        leases.append([(grant.job_id, line.custom_id) for line, _ in grant.lines])
         coordinator.complete(
             grant.job_id, [(line.index, answer(line)) for line, _ in grant.lines], Report(grant.lease.id)
         )

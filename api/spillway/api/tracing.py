@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+TRACEPARENT_VARIABLE = "TRACEPARENT"
+"""Where commands look for the span that they are run under, as other tools do."""
 Attribute = str | int | float | bool
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 _SAMPLED = 1

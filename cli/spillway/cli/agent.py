@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from spillway.api.client.target import Target
+from spillway.api.otlp import tracing
 from spillway.cli.engine_options import EngineOptions, default_dtype, describe_tiers, engine_config
 from spillway.node_agent.agent.agent import AgentConfig, run_agent
 from spillway.node_agent.agent.worker import WorkerConfig
@@ -39,7 +40,7 @@ def agent(options: AgentOptions) -> None:
     """Serve until SIGTERM or SIGINT. Raises SpillwayError for what keeps it from serving."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     device = pick_device(options.device).type
-    with tempfile.TemporaryDirectory(prefix="spillway-kv-") as folder:
+    with tempfile.TemporaryDirectory(prefix="spillway-kv-") as folder, tracing("spillway-agent") as traces:
         worker = WorkerConfig(
             load=lambda: _load(options, Path(folder)),
             block_tokens=options.block_tokens,
@@ -56,6 +57,7 @@ def agent(options: AgentOptions) -> None:
                 grace_s=options.grace_s,
                 health=options.health_listen,
                 name=options.name,
+                traces=traces,
             )
         )
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from spillway.api.batch.v1 import batch_pb2
 from spillway.api.client.batch import BatchClient, Order
 from spillway.api.client.errors import ClientError
+from spillway.api.tracing import TRACEPARENT_VARIABLE
 from spillway.cli.connect import Connection, job_name, target
 from spillway.cli.job_view import Watching, as_json, is_final, print_table, state, summary
 
@@ -34,7 +35,7 @@ def submit(connection: Connection, job: batch_pb2.Job, source: Path | str, reque
 
     async def call() -> batch_pb2.Job:
         async with BatchClient(target(connection)) as client:
-            return await client.submit(job, source, request_id)
+            return await client.submit(job, source, request_id, os.environ.get(TRACEPARENT_VARIABLE, ""))
 
     return asyncio.run(call())
 

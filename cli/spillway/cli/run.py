@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import sys
@@ -14,6 +15,9 @@ from types import FrameType
 
 from rich.console import Console
 
+from spillway.api.errors import SpillwayError
+from spillway.api.otlp import tracing
+from spillway.api.tracing import TRACEPARENT_VARIABLE, Attribute, OpenSpan
 from spillway.cli.drive import Driver, Tally
 from spillway.cli.engine_options import EngineOptions, default_dtype, describe_tiers, engine_config
 from spillway.cli.progress import RunProgress
@@ -72,13 +76,27 @@ def run(options: RunOptions) -> int:
     Raises:
         SpillwayError: anything that keeps the job from running, before work is spent.
     """
+    with tracing("spillway-run") as traces:
+        whole = traces.begin("job", os.environ.get(TRACEPARENT_VARIABLE, ""))
+        try:
+            status = _run(options, whole)
+        except SpillwayError as error:
+            whole.end(error=error.message)
+            raise
+        whole.end({"spillway.exit_status": status, "gen_ai.request.model": options.model})
+        return status
+
+
+def _run(options: RunOptions, whole: OpenSpan) -> int:
     console = Console(stderr=True)
     checkpoint = Checkpoint.open(options.model)
     dtype = options.dtype or default_dtype(options.device)
     digest = checkpoint.digest().hex()
     job_options = JobOptions(digest, dtype, options.seed, restart=options.restart)
+    checking = whole.child("validate")
     with Job.open(options.paths, job_options) as job:
         counts = job.counts()
+        checking.end({"spillway.lines": counts.total, "spillway.resumed": job.resumed})
         if job.sealed:
             console.print(
                 f"spillway: already complete: {counts.completed} answered and {counts.failed} refused lines; "
@@ -90,7 +108,10 @@ def run(options: RunOptions) -> int:
             f"spillway: {counts.total} lines, {state}{counts.failed} refused; loading {options.model} as {dtype}"
         )
         if counts.pending:
-            return _run_job(options, checkpoint, digest, dtype, job, console)
+            running = whole.child("run")
+            status = _run_job(options, checkpoint, digest, dtype, job, console)
+            running.end(_outcome(job))
+            return status
         job.seal()
         console.print(f"spillway: nothing left to run; wrote {job.paths.output}")
         return 0
@@ -135,6 +156,17 @@ def _run_job(options: RunOptions, checkpoint: Checkpoint, digest: str, dtype: st
     if options.report is not None:
         report.write(options.report)
     return _say_goodbye(job, console)
+
+
+def _outcome(job: Job) -> dict[str, Attribute]:
+    counts, tokens = job.counts(), job.tokens
+    return {
+        "spillway.lines_completed": counts.completed,
+        "spillway.lines_failed": counts.failed,
+        "spillway.lines_pending": counts.pending,
+        "gen_ai.usage.input_tokens": tokens.prompt_tokens,
+        "gen_ai.usage.output_tokens": tokens.completion_tokens,
+    }
 
 
 def _drive(job: Job, loaded: LoadedModel, seed: int, stop: StopSignal) -> Tally:

@@ -8,10 +8,11 @@ import ipaddress
 import logging
 import signal
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from spillway.api.errors import SpillwayError
+from spillway.api.otlp import tracing
 from spillway.cli.local_agent import LocalAgent
 from spillway.gateway.http.door import DoorConfig, door
 from spillway.gateway.http.metrics import GatewayMetrics
@@ -69,11 +70,12 @@ def is_loopback(address: str) -> bool:
 def serve(options: ServeOptions) -> None:
     """Serves until SIGTERM or SIGINT, then finishes what is under way.
 
-    Raises ServeError, TokenFileError, JobError; LocalAgentError if the agent that it started ends by itself.
+    Raises ServeError, TokenFileError, TracesError, JobError; LocalAgentError if its own agent ends by itself.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     options.check_exposure()
-    asyncio.run(_serve(options))
+    with tracing("spillway-gateway") as traces:
+        asyncio.run(_serve(replace(options, service=replace(options.service, traces=traces))))
 
 
 async def _serve(options: ServeOptions) -> None:

@@ -14,6 +14,14 @@ from spillway.node_agent.scheduler import Scheduler, SchedulerStats, Step
 from spillway.node_agent.tokenizer import Tokenizer
 
 
+class Phase(Enum):
+    """How far a request has come."""
+
+    WAITING = "nothing was run of it"
+    PREFILL = "its prompt is run"
+    DECODE = "it has a token, or is done"
+
+
 class FailureKind(Enum):
     """Why a request that began can have no answer."""
 
@@ -89,6 +97,14 @@ class Engine:
         for sequence in [] if pending is None else pending.sequences:
             if sequence.finish is None:
                 self._scheduler.cancel(sequence)
+
+    def phase(self, request: Request) -> Phase:
+        """How far a request has come that was added."""
+        pending = self._pending.get(request.id)
+        first = None if pending is None else pending.sequences[0]
+        if first is None or len(first.tokens) > first.prompt_length:
+            return Phase.DECODE
+        return Phase.PREFILL if first.started else Phase.WAITING
 
     def step(self) -> list[RequestOutput | RequestFailure]:
         """Run one step; the requests that finished in it."""

@@ -10,7 +10,7 @@ from spillway.api.errors import ErrorCode, LineError
 from spillway.api.lines import BatchLine
 from spillway.api.results import BodyHead
 from spillway.node_agent.completion import LineTranslator, kv_capacity_message
-from spillway.node_agent.engine import Engine, FailureKind, RequestFailure
+from spillway.node_agent.engine import Engine, FailureKind, Phase, RequestFailure
 from spillway.node_agent.request import Request, RequestOutput
 
 LOOKAHEAD_TOKENS = 1 << 17
@@ -96,6 +96,14 @@ class LineRunner(Generic[Key]):
                 del self._open[opened.key]
                 ended.append((opened.key, self._answer(opened)))
         return ended
+
+    def phase(self, key: Key) -> Phase:
+        """How far a line has come: all of its prompts have a token, or one was begun, or none."""
+        opened = self._open.get(key)
+        phases = set() if opened is None else {self._engine.phase(request) for request in opened.requests}
+        if phases <= {Phase.DECODE}:
+            return Phase.DECODE
+        return Phase.WAITING if phases == {Phase.WAITING} else Phase.PREFILL
 
     def cancel(self, key: Key) -> None:
         """Take a line out, wherever it stands, and free what it holds; between steps only. No error if it is done."""

@@ -18,6 +18,7 @@ import grpc
 from spillway.api.batch.v1 import batch_pb2, batch_pb2_grpc
 from spillway.api.client.errors import TRANSIENT, ClientError, UnreachableError, refusal, retry_after_s
 from spillway.api.client.target import Target
+from spillway.api.tracing import SpanContext
 
 CALL_S = 20.0
 PIECE_BYTES = 1 << 20
@@ -67,15 +68,18 @@ class BatchClient:
     async def __aexit__(self, *_: object) -> None:
         await self._channel.close()
 
-    async def submit(self, job: batch_pb2.Job, source: Path | str | bytes, request_id: str = "") -> batch_pb2.Job:
+    async def submit(
+        self, job: batch_pb2.Job, source: Path | str | bytes, request_id: str = "", traceparent: str = ""
+    ) -> batch_pb2.Job:
         """Uploads request lines, or a file of them, or has the gateway fetch it if `source` is a string, a URI.
 
-        Repeated under one request_id, so that there is one job however often. Raises ClientError if the file cannot be
-        read.
+        Repeated under one request_id, so that there is one job however often. `traceparent` (W3C trace context) is the
+        span that the job's trace is to hang on. Raises ClientError if the file cannot be read.
         """
         request_id = request_id or str(uuid.uuid4())
+        caller = (("traceparent", traceparent),) if SpanContext.parse(traceparent) is not None else ()
         return await self._repeated(
-            lambda: self._stub.SubmitJob(_upload(job, request_id, source), metadata=self._target.metadata())
+            lambda: self._stub.SubmitJob(_upload(job, request_id, source), metadata=(*self._target.metadata(), *caller))
         )
 
     async def get(self, name: str) -> batch_pb2.Job:

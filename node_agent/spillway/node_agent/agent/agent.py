@@ -12,15 +12,17 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry
 
 from spillway.api.client.target import Target
 from spillway.api.errors import SpillwayError
+from spillway.api.tracing import Traces
 from spillway.api.worker.v1.worker_pb2 import AgentStatus
 from spillway.node_agent.agent.desk import Desk
 from spillway.node_agent.agent.health import HealthServer
+from spillway.node_agent.agent.lease_traces import LeaseTraces
 from spillway.node_agent.agent.metrics import AgentCollector
 from spillway.node_agent.agent.session import Session
 from spillway.node_agent.agent.status import agent_status
@@ -48,6 +50,7 @@ class AgentConfig:
     grace_s: float
     health: str | None = None
     name: str = ""
+    traces: Traces = field(default_factory=Traces)
 
 
 def agent_name() -> str:
@@ -76,7 +79,8 @@ class Agent:
         self._stopped = asyncio.Event()
         self._changed = asyncio.Event()
         self._desk = Desk(config.max_lines, self._outcome)
-        self._worker = Worker(config.worker, self._desk, self._worker_changed)
+        self._traces = LeaseTraces(config.traces)
+        self._worker = Worker(config.worker, self._desk, self._worker_changed, self._traces)
         self._session: Session | None = None
         self._wire: Wire | None = None
 
@@ -99,7 +103,7 @@ class Agent:
         config = self._config
         self._loop = asyncio.get_running_loop()
         wire = self._wire = Wire(config.target, config.name or agent_name(), config.model, self._status)
-        self._session = Session(wire, self._desk)
+        self._session = Session(wire, self._desk, self._traces)
         registry = CollectorRegistry()
         registry.register(AgentCollector(self._desk, wire, self._worker))
         pages = HealthServer(config.health, self, registry) if config.health is not None else None

@@ -8,6 +8,7 @@ import random
 import time
 
 from spillway.node_agent.agent.desk import Desk
+from spillway.node_agent.agent.lease_traces import LeaseTraces
 from spillway.node_agent.agent.wire import CallError, Wire
 
 log = logging.getLogger(__name__)
@@ -23,8 +24,8 @@ IDLE_S = 0.05
 class Session:
     """Runs in one event loop; `wake` may be called from there alone."""
 
-    def __init__(self, wire: Wire, desk: Desk) -> None:
-        self._wire, self._desk = wire, desk
+    def __init__(self, wire: Wire, desk: Desk, traces: LeaseTraces) -> None:
+        self._wire, self._desk, self._traces = wire, desk, traces
         self._news = asyncio.Event()
         self._ttl_s = 0.0
 
@@ -45,8 +46,9 @@ class Session:
             try:
                 while await self._report_some():
                     pass
-                if self._desk.leases:
-                    await self._wire.give_back(self._desk.leases)
+                if leases := self._desk.leases:
+                    await self._wire.give_back(leases)
+                    self._traces.over(leases, "returned")
             except CallError as error:
                 if error.final:
                     return
@@ -63,14 +65,15 @@ class Session:
                 continue
             try:
                 # The first call after trouble must not wait for lines: its answer shows that the gateway is there.
-                ttl_s, lines = await self._wire.lease(most, 0.0 if self._wire.trouble else LEASE_WAIT_S)
+                leased = await self._wire.lease(most, 0.0 if self._wire.trouble else LEASE_WAIT_S)
             except CallError as error:
                 await back_off.wait(error)
                 continue
             back_off.reset()
-            if lines:
-                self._ttl_s = ttl_s
-                self._desk.put(lines)
+            if leased.lines:
+                self._ttl_s = leased.ttl_s
+                self._traces.leased(leased.lines, leased.traceparent, self._wire.worker, self._wire.model)
+                self._desk.put(leased.lines)
 
     async def _renew(self) -> None:
         back_off = _BackOff()
@@ -88,6 +91,7 @@ class Session:
             if lost:
                 log.warning("%d of %d leases are lost: their lines belong to others now", len(lost), len(leases))
                 self._desk.drop(lost)
+                self._traces.over(lost, "lost")
 
     async def _report(self) -> None:
         back_off = _BackOff()
@@ -106,13 +110,19 @@ class Session:
         outcomes = self._desk.outcomes(REPORT_LINES)
         if not outcomes:
             return False
+        lease = outcomes[0].line.lease
+        span = self._traces.reporting(lease)
         try:
-            await self._wire.report(outcomes)
+            await self._wire.report(outcomes, span.traceparent)
         except CallError as error:
+            span.end({"spillway.results": len(outcomes)}, error=str(error))
             if not error.final:
                 raise
             log.warning("the gateway does not want %d results: %s", len(outcomes), error)
+        else:
+            span.end({"spillway.results": len(outcomes)})
         self._desk.settle(outcomes)
+        self._traces.reported(lease, len(outcomes))
         return True
 
 

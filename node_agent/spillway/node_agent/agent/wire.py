@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -28,6 +29,15 @@ class CallError(Exception):
         self.final = final
 
 
+@dataclass(frozen=True, slots=True)
+class Leased:
+    """Lines of one lease, and for how many seconds they are ours. `traceparent` is the gateway's span of it, if any."""
+
+    ttl_s: float
+    lines: list[LeasedLine]
+    traceparent: str = ""
+
+
 class Wire:
     """Calls of one agent. After each, `trouble` says why the gateway cannot be used, or is empty."""
 
@@ -36,18 +46,18 @@ class Wire:
     ) -> None:
         """`status` is told to the gateway now and then. Raises TargetError if token or TLS files cannot be read."""
         target.metadata()
-        self._target, self._worker, self._model, self._status = target, worker, model, status
+        self._target, self.worker, self.model, self._status = target, worker, model, status
         self._channel = target.channel()
         self._closing: set[asyncio.Task[None]] = set()
         self.calls = self.failed_calls = 0
         self.trouble = "the gateway has not been reached yet"
 
-    async def lease(self, most: int, wait_s: float) -> tuple[float, list[LeasedLine]]:
-        """Up to `most` lines, and for how many seconds they are ours; none after `wait_s`. Raises CallError."""
+    async def lease(self, most: int, wait_s: float) -> Leased:
+        """Up to `most` lines; none after `wait_s`. Raises CallError."""
         wait = Duration()
         wait.FromMilliseconds(round(wait_s * 1000))
         request = worker_pb2.LeaseRequest(
-            worker=self._worker, model=self._model, max_lines=most, wait=wait, status=self._status()
+            worker=self.worker, model=self.model, max_lines=most, wait=wait, status=self._status()
         )
         response = await self._call("Lease", request, wait_s + CALL_S)
         lines = [
@@ -62,16 +72,19 @@ class Wire:
             )
             for each in response.lines
         ]
-        return response.ttl.ToMilliseconds() / 1000, lines
+        return Leased(response.ttl.ToMilliseconds() / 1000, lines, response.traceparent)
 
     async def renew(self, leases: Sequence[str]) -> list[str]:
         """Keeps leases; returns those that are lost. Raises CallError."""
-        request = worker_pb2.RenewRequest(leases=leases, worker=self._worker, model=self._model, status=self._status())
+        request = worker_pb2.RenewRequest(leases=leases, worker=self.worker, model=self.model, status=self._status())
         response = await self._call("Renew", request, CALL_S)
         return list(response.lost_leases)
 
-    async def report(self, outcomes: Sequence[Outcome]) -> None:
-        """Completes and fails lines of one lease. Repeating it does no harm. Raises CallError."""
+    async def report(self, outcomes: Sequence[Outcome], traceparent: str = "") -> None:
+        """Completes and fails lines of one lease. Repeating it does no harm. Raises CallError.
+
+        `traceparent`: our span of it, if there is one.
+        """
         job, lease = outcomes[0].line.job, outcomes[0].line.lease
         results = [
             worker_pb2.CompleteRequest.Result(index=each.line.index, body=each.result.body)
@@ -90,7 +103,8 @@ class Wire:
             if isinstance(each.result, LineError)
         ]
         if results:
-            await self._call("Complete", worker_pb2.CompleteRequest(job=job, lease=lease, results=results), 3 * CALL_S)
+            complete = worker_pb2.CompleteRequest(job=job, lease=lease, results=results)
+            await self._call("Complete", complete, 3 * CALL_S, traceparent)
         if failures:
             await self._call("Fail", worker_pb2.FailRequest(job=job, lease=lease, failures=failures), CALL_S)
 
@@ -104,11 +118,13 @@ class Wire:
             task.cancel()
         await self._channel.close()
 
-    async def _call(self, method: str, request: Any, deadline_s: float) -> Any:
+    async def _call(self, method: str, request: Any, deadline_s: float, traceparent: str = "") -> Any:
         self.calls += 1
         try:
             stub = worker_pb2_grpc.WorkerServiceStub(self._channel)
             metadata = self._target.metadata()
+            if traceparent:
+                metadata = (*metadata, ("traceparent", traceparent))
             response = await getattr(stub, method)(request, timeout=deadline_s, metadata=metadata)
         except TargetError as error:
             self._failed(error.message)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from spillway.api.errors import ErrorCode, LineError
 from spillway.api.lines import parse_line
 from spillway.api.results import BodyHead
 from spillway.node_agent.agent.desk import Desk, LeasedLine, Outcome
+from spillway.node_agent.agent.lease_traces import LeaseTraces
 from spillway.node_agent.agent.probe import known_answer
 from spillway.node_agent.completion import LineTranslator
 from spillway.node_agent.lines import LineRunner
@@ -34,8 +36,8 @@ class WorkerConfig:
 class Worker:
     """Owns the engine. `on_change` is called from its thread when it became ready or has ended."""
 
-    def __init__(self, config: WorkerConfig, desk: Desk, on_change: Callable[[], None]) -> None:
-        self._config, self._desk, self._on_change = config, desk, on_change
+    def __init__(self, config: WorkerConfig, desk: Desk, on_change: Callable[[], None], traces: LeaseTraces) -> None:
+        self._config, self._desk, self._on_change, self._traces = config, desk, on_change, traces
         self._stopping = threading.Event()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="spillway-engine", daemon=True)
@@ -86,7 +88,10 @@ class Worker:
                 self._lines.pop(key, None)
             for line in self._desk.take(self._desk.max_lines, 0.0 if runner.num_lines else IDLE_S):
                 self._open(runner, line)
-            for key, result in runner.step():
+            began_s = time.time()
+            ended = runner.step()
+            self._traces.stepped(began_s, runner.phase, ended)
+            for key, result in ended:
                 retryable = isinstance(result, LineError) and result.code is ErrorCode.INTERNAL
                 self._desk.finish(Outcome(self._lines.pop(key), result, retryable))
         for key in runner.keys:
@@ -102,6 +107,7 @@ class Worker:
                 return
             del self._lines[line.key]
             parsed = refused
+        self._traces.refused(line.key)
         self._desk.finish(Outcome(line, parsed))
 
     def _blame(self, error: BaseException) -> None:
