@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import grpc
 import openai
 
+from spillway.api.batch.v1 import batch_pb2_grpc
 from spillway.api.worker.v1 import worker_pb2, worker_pb2_grpc
 
 COMMAND = [sys.executable, "-m", "spillway.cli.main"]
@@ -25,6 +27,7 @@ TOKENS = {
     "token-of-a": "a client",
     "token-of-b": "b client",
     "token-of-small": "small client",
+    "token-of-once": "once client",
     "token-of-slow": "slow client",
     "agent": "cluster agent",
     "monitor": "ops monitor",
@@ -73,6 +76,17 @@ class Answer:
         assert set(error) == {"message", "type", "param", "code"}
         assert error["message"]
         return str(error["code"])
+
+
+class _WithToken:
+    """A stub whose calls carry a token."""
+
+    def __init__(self, stub: Any, token: str) -> None:
+        self._stub, self._token = stub, token
+
+    def __getattr__(self, method: str) -> Any:
+        metadata = (("authorization", f"Bearer {self._token}"),)
+        return partial(getattr(self._stub, method), metadata=metadata, timeout=60)
 
 
 class Door:
@@ -127,6 +141,12 @@ class Door:
             return Answer(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
         finally:
             connection.close()
+
+    @contextmanager
+    def jobs(self, token: str) -> Iterator[Any]:
+        """The batch service over gRPC, with a token."""
+        with grpc.insecure_channel(f"127.0.0.1:{self.grpc_port}") as channel:
+            yield _WithToken(batch_pb2_grpc.BatchServiceStub(channel), token)
 
     def upload(self, content: bytes, token: str = "token-of-a", name: str = "batch.jsonl") -> str:
         with self.client(token) as client:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -260,3 +262,72 @@ def figures(door: Door) -> dict[str, float]:
             name, _, value = row.rpartition(" ")
             found[name] = float(value)
     return found
+
+
+def test_a_batch_tells_when_it_came_where_and_a_restart_forgets_none(tmp_path: Path) -> None:
+    with serving(tmp_path) as door:
+        door.work(wait_s=0)
+        done, stopped = door.batch(prompts(2)), door.batch(prompts(3))
+        with door.client() as client:
+            running = until(lambda: _running(client.batches.retrieve(done)), "the lines are checked")
+            assert running.created_at <= running.in_progress_at <= int(time.time())
+            assert (running.finalizing_at, running.cancelling_at, running.completed_at) == (None, None, None)
+            cancelling = client.batches.cancel(stopped)
+            assert cancelling.created_at <= cancelling.cancelling_at
+            door.drain(2)
+            ended = {name: door.ended(name) for name in (done, stopped)}
+    completed, cancelled = ended[done], ended[stopped]
+    assert completed.in_progress_at <= completed.finalizing_at <= completed.completed_at
+    assert completed.in_progress_at == running.in_progress_at
+    assert completed.cancelling_at is None
+    assert cancelled.cancelling_at <= cancelled.cancelled_at
+    with serving(tmp_path) as door, door.client() as client:
+        for name, before in ended.items():
+            after = client.batches.retrieve(name)
+            for moment in ("created", "in_progress", "finalizing", "cancelling", "cancelled", "completed"):
+                assert getattr(after, f"{moment}_at") == getattr(before, f"{moment}_at")
+
+
+def _running(batch: Any) -> Any:
+    return batch if batch.status == "in_progress" else None
+
+
+def test_output_files_are_kept_for_as_long_as_was_asked(tmp_path: Path) -> None:
+    with serving(tmp_path) as door:
+        door.work(wait_s=0)
+        name = door.batch(prompts(2), output_expires_after={"anchor": "created_at", "seconds": 3600})
+        door.drain(2)
+        ended = door.ended(name)
+        with door.client() as client:
+            for file in (ended.output_file_id, ended.error_file_id):
+                made = client.files.retrieve(file)
+                assert made.expires_at == made.created_at + 3600
+            assert client.files.content(ended.output_file_id).read()
+            file = door.upload(prompts(1))
+            for expiry, param in (
+                ({"anchor": "created_at", "seconds": 3599}, "output_expires_after.seconds"),
+                ({"anchor": "created_at", "seconds": 30 * 86400 + 1}, "output_expires_after.seconds"),
+                ({"anchor": "now", "seconds": 3600}, "output_expires_after.anchor"),
+            ):
+                with pytest.raises(openai.BadRequestError) as refused:
+                    client.batches.create(
+                        input_file_id=file,
+                        endpoint="/v1/completions",
+                        completion_window="24h",
+                        output_expires_after=expiry,  # type: ignore[arg-type]
+                    )
+                assert (refused.value.code, refused.value.param) == ("invalid_argument", param)
+    folder = tmp_path / "jobs" / "jobs" / name.removeprefix("batch_")
+    for record in (folder / "job.json", folder / "job.json.copy"):  # time passes
+        spec = json.loads(record.read_text())
+        record.write_text(json.dumps(spec | {"outcome": spec["outcome"] | {"end_s": 1.0}}))
+    with serving(tmp_path) as door, door.client() as client:
+        with pytest.raises(openai.NotFoundError) as gone:
+            client.files.content(ended.output_file_id)
+        assert gone.value.code == "file_not_found"
+        until(lambda: not (folder / "output.jsonl").exists(), "the files are removed")
+        until(lambda: not (folder / "errors.jsonl").exists(), "the files are removed")
+        assert not (folder / "output.jsonl.spillway" / "results.log").exists()
+        batch = client.batches.retrieve(name)
+        assert (batch.status, batch.output_file_id, batch.error_file_id) == ("completed", None, None)
+        assert batch.request_counts.total == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +12,18 @@ import openai
 import pytest
 from http_ground import Door, prompts, serving, until
 
+from spillway.api.batch.v1 import batch_pb2
+
 MAX_INPUT_BYTES = 1 << 20
 
 
 @pytest.fixture(scope="module")
 def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
     folder = tmp_path_factory.mktemp("door")
-    (folder / "limits.toml").write_text("[tenant.small]\ninput_bytes = 2000\n[tenant.slow]\ncalls_per_second = 0.01\n")
+    (folder / "limits.toml").write_text(
+        "[tenant.small]\ninput_bytes = 2000\n[tenant.once]\ninput_bytes = 2000\n"
+        "[tenant.slow]\ncalls_per_second = 0.01\n"
+    )
     with serving(folder, "--max-input", "1MiB", "--limits", str(folder / "limits.toml"), tokens=True) as door:
         yield door
 
@@ -153,6 +160,61 @@ def test_quotas_and_rates_are_those_of_the_tenant(door: Door) -> None:
     assert (refused.status, refused.code) == (429, "rate_limited")
     assert 1 <= int(refused.headers["retry-after"]) <= 100
     assert door.call("GET", "/api/overview", "token-of-slow").status == 200  # the page does not count
+
+
+def test_a_file_and_the_batches_made_of_it_count_once(door: Door) -> None:
+    """So do files of equal content; what counts is what lies on the disk, and it goes with the last that needs it."""
+    content = prompts(12)
+    assert 1000 < len(content) < 2000  # the quota
+    inputs = door.folder / "jobs" / "inputs"
+    before = set(inputs.iterdir())
+    with door.client("token-of-once") as client:
+        file = door.upload(content, "token-of-once")
+        wanted = {"input_file_id": file, "endpoint": "/v1/completions", "completion_window": "24h"}
+        batches = [client.batches.create(**wanted).id for _ in range(2)]  # type: ignore[call-overload]
+        (stored,) = set(inputs.iterdir()) - before
+        assert stored.stat().st_nlink == 4
+        with pytest.raises(openai.RateLimitError) as refused:
+            door.upload(prompts(13), "token-of-once")
+        assert refused.value.code == "quota_bytes"
+        client.files.delete(file)
+        for name in batches:
+            client.batches.cancel(name)
+            door.ended(name, "token-of-once")
+    with door.jobs("token-of-once") as stub:
+        for name in batches:
+            stub.DeleteJob(batch_pb2.DeleteJobRequest(name=f"jobs/{name.removeprefix('batch_')}"))
+    assert not stored.exists()
+    door.upload(prompts(13), "token-of-once")
+
+
+def test_an_upload_over_the_quota_is_refused_before_it_is_sent_or_while_it_comes_in(door: Door) -> None:
+    stated = door.call(
+        "POST",
+        "/v1/files",
+        "token-of-small",
+        body=b"",
+        Content_Length=str(1 << 19),
+        Content_Type="multipart/form-data; boundary=x",
+    )
+    assert (stated.status, stated.code) == (429, "quota_bytes")
+
+    def endless() -> Iterator[bytes]:
+        yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\n'
+        for _ in range(1 << 14):  # 64 MiB, of which the gateway would take one
+            sent.append(1)
+            yield b"x" * 4096
+
+    sent: list[int] = []
+    connection = http.client.HTTPConnection("127.0.0.1", door.port, timeout=60)
+    headers = {"Authorization": "Bearer token-of-small", "Content-Type": "multipart/form-data; boundary=x"}
+    with contextlib.suppress(OSError):  # it may close while we send
+        connection.request("POST", "/v1/files", endless(), headers, encode_chunked=True)
+        answer = connection.getresponse()
+        assert answer.status == 429
+    connection.close()
+    assert len(sent) < 1 << 14
+    until(lambda: not list((door.folder / "jobs" / "incoming").iterdir()), "nothing is left of it")
 
 
 def test_what_is_too_large_leaves_nothing_behind(door: Door) -> None:

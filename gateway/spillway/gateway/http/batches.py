@@ -7,6 +7,7 @@ import hashlib
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 from aiohttp import web
@@ -14,7 +15,15 @@ from aiohttp import web
 from spillway.api.errors import InputError, LineError
 from spillway.api.lines import CHAT_URL, COMPLETIONS_URL
 from spillway.gateway.http.objects import Json, batch_object, list_object, model_object
-from spillway.gateway.http.reading import json_body, json_response, page_query, tenant, window_s
+from spillway.gateway.http.reading import (
+    MAX_EXPIRY_S,
+    MIN_EXPIRY_S,
+    json_body,
+    json_response,
+    page_query,
+    tenant,
+    window_s,
+)
 from spillway.gateway.http.refusals import FieldError
 from spillway.gateway.http.shelf import Shelf, page_of
 from spillway.gateway.options import LineRules
@@ -30,6 +39,13 @@ FIRST_LINES = 1000
 _ENDPOINTS = (CHAT_URL, COMPLETIONS_URL)
 
 
+class OutputExpiry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How long the files that a batch writes are kept, from when they were made on."""
+
+    anchor: Literal["created_at"]
+    seconds: int
+
+
 class BatchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of `POST /v1/batches`."""
 
@@ -37,6 +53,17 @@ class BatchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     endpoint: str
     completion_window: str
     metadata: dict[str, str] | None = None
+    output_expires_after: OutputExpiry | None = None
+
+    def expires_after_s(self) -> int | None:
+        """Raises FieldError."""
+        if self.output_expires_after is None:
+            return None
+        seconds = self.output_expires_after.seconds
+        if not MIN_EXPIRY_S <= seconds <= MAX_EXPIRY_S:
+            message = f"seconds must lie in [{MIN_EXPIRY_S}, {MAX_EXPIRY_S}]"
+            raise FieldError("output_expires_after.seconds", message)
+        return seconds
 
 
 class BatchRoutes:
@@ -61,13 +88,13 @@ class BatchRoutes:
         who, key = tenant(request), request.headers.get("Idempotency-Key", "")
         if asked.endpoint not in _ENDPOINTS:
             raise FieldError("endpoint", f"endpoint must be {' or '.join(_ENDPOINTS)}")
-        window = window_s(asked.completion_window)
+        window, expires_after_s = window_s(asked.completion_window), asked.expires_after_s()
         file = self._shelf.get(who, asked.input_file_id)
         if file.content is None:
             raise FieldError("input_file_id", f"{file.id} is not an uploaded file")
         model = await asyncio.to_thread(_first_model, file.path, asked.endpoint)
         self._check_model(model)
-        origin = BatchOrigin(file.id, asked.endpoint, asked.completion_window)
+        origin = BatchOrigin(file.id, asked.endpoint, asked.completion_window, expires_after_s)
         known = self._coordinator.named(who, key) if key else None
         deadline_s = time.time() + window if known is None else known.spec.request.deadline_s
         wanted = JobRequest(model, file.filename[:MAX_NAME_CHARS], asked.metadata or {}, 0, deadline_s, key, origin)

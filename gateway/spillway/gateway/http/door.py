@@ -60,7 +60,7 @@ async def door(config: DoorConfig, coordinator: Coordinator, metrics: GatewayMet
     await runner.setup()
     assert runner.server is not None
     runner.server.request_handler = _with_plain_expectations(runner.server.request_handler)
-    sweeping = asyncio.create_task(_sweep_forever(store), name="spillway-file-sweeper")
+    sweeping = asyncio.create_task(_sweep_forever(store, coordinator), name="spillway-file-sweeper")
     try:
         host, _, port = config.address.rpartition(":")
         context = None if config.tls is None else _context(config.tls)
@@ -78,6 +78,7 @@ async def door(config: DoorConfig, coordinator: Coordinator, metrics: GatewayMet
 def application(access: Access, coordinator: Coordinator, store: FileStore, metrics: GatewayMetrics) -> web.Application:
     """All routes behind the guard."""
     shelf = Shelf(coordinator, store)
+    coordinator.shelved = store.contents
     app = web.Application(
         middlewares=[Guard(access, coordinator.admit, metrics).answer], client_max_size=MAX_BODY_BYTES
     )
@@ -140,10 +141,11 @@ def _is_ours(record: logging.LogRecord) -> bool:
     return not isinstance(error, (HttpProcessingError, ConnectionError))
 
 
-async def _sweep_forever(store: FileStore) -> None:
+async def _sweep_forever(store: FileStore, coordinator: Coordinator) -> None:
     while True:
         try:
-            await asyncio.to_thread(store.sweep, time.time())
+            for sha256 in await asyncio.to_thread(store.sweep, time.time()):
+                await coordinator.unlinked(sha256)
         except (ServiceError, OSError) as error:
             log.warning("expired files could not all be removed: %s", error)
         await asyncio.sleep(SWEEP_S)

@@ -11,7 +11,16 @@ from dataclasses import dataclass, field
 from aiohttp import BodyPartReader, MultipartReader, web
 
 from spillway.gateway.http.objects import file_object, list_object
-from spillway.gateway.http.reading import BROKEN, STALL_S, json_response, page_query, stalled, tenant
+from spillway.gateway.http.reading import (
+    BROKEN,
+    MAX_EXPIRY_S,
+    MIN_EXPIRY_S,
+    STALL_S,
+    json_response,
+    page_query,
+    stalled,
+    tenant,
+)
 from spillway.gateway.http.refusals import FieldError
 from spillway.gateway.http.shelf import Purpose, Shelf, ShelfFile
 from spillway.gateway.http.store import FileSpec, FileStore
@@ -28,7 +37,6 @@ MAX_FIELDS = 16
 MAX_FIELD_BYTES = 1024
 MAX_FILENAME_CHARS = 255
 DEFAULT_PAGE, MAX_PAGE = 10_000, 10_000
-MIN_EXPIRY_S, MAX_EXPIRY_S = 3600, 30 * 86400
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
@@ -57,16 +65,19 @@ class FileRoutes:
         limit = self._coordinator.config.max_input_bytes
         if request.content_length is not None and request.content_length > limit + FRAME_BYTES:
             raise ResourceError(Reason.INPUT_TOO_LARGE, f"the file is larger than {limit} bytes")
-        upload = self._coordinator.upload()
+        upload, who = self._coordinator.upload(), tenant(request)
         try:
+            stated = Usage(input_bytes=max(0, (request.content_length or 0) - FRAME_BYTES))
+            await self._coordinator.check_room(who, upload, stated, counts_lines=False)
             form = await _receive(request, upload)
             spec = _spec(form, upload)
-            await self._check_quota(tenant(request), spec)
+            await self._check_quota(who, spec)
             await asyncio.to_thread(upload.finish)
-            await to_the_end(self._store.adopt, tenant(request), upload, spec)
+            await self._coordinator.share(upload)
+            await to_the_end(self._store.adopt, who, upload, spec)
         finally:
             upload.close()
-        return json_response(file_object(self._shelf.get(tenant(request), f"file-{upload.id}")))
+        return json_response(file_object(self._shelf.get(who, f"file-{upload.id}")))
 
     async def list(self, request: web.Request) -> web.Response:
         """Newest first, unless `order` says otherwise."""
@@ -106,10 +117,9 @@ class FileRoutes:
 
     async def _check_quota(self, who: str, spec: FileSpec) -> None:
         """Files count as inputs do. Raises ResourceError."""
-        stored = await asyncio.to_thread(self._store.bytes_of, who)
-        used = self._coordinator.usage(who)
-        have = Usage(used.jobs, used.lines, used.input_bytes + stored)
-        self._coordinator.config.limits.of(who).check(have, Usage(input_bytes=spec.size_bytes))
+        held = await self._coordinator.holdings(who)
+        new = Usage(input_bytes=held.more(spec.sha256, spec.size_bytes))
+        self._coordinator.config.limits.of(who).check(held.usage(), new)
 
     def _file(self, request: web.Request) -> ShelfFile:
         return self._shelf.get(tenant(request), request.match_info["file"])

@@ -30,7 +30,7 @@ def file_object(file: ShelfFile) -> Json:
         "object": "file",
         "bytes": file.size_bytes,
         "created_at": int(file.created_s),
-        "expires_at": None if file.expires_s is None else int(file.expires_s),
+        "expires_at": _second(file.expires_s),
         "filename": file.filename,
         "purpose": file.purpose,
         "status": "processed",
@@ -67,13 +67,13 @@ def batch_object(job: ServedJob, waiting_reason: str) -> Json:
         "output_file_id": part_id(job, Part.OUTPUT) if outcome is not None and paths.output.exists() else None,
         "error_file_id": part_id(job, Part.ERRORS) if outcome is not None and paths.errors.exists() else None,
         "created_at": int(spec.created_s),
-        "in_progress_at": None,
-        "expires_at": None if request.deadline_s is None else int(request.deadline_s),
-        "finalizing_at": None,
+        "in_progress_at": job.begun_s,
+        "expires_at": _second(request.deadline_s),
+        "finalizing_at": _second(job.finalizing_s),
         "completed_at": None,
         "failed_at": None,
         "expired_at": None,
-        "cancelling_at": None,
+        "cancelling_at": _second(spec.wish_s) if spec.wish is Wish.CANCEL else None,
         "cancelled_at": None,
         **ended,
         "request_counts": {"total": counts.total, "completed": counts.completed, "failed": counts.failed},
@@ -96,6 +96,10 @@ def list_object(rows: list[Json], *, more: bool = False) -> Json:
     """A page of a list, with the cursors that clients go on with."""
     ends = {"first_id": rows[0]["id"], "last_id": rows[-1]["id"]} if rows else {"first_id": None, "last_id": None}
     return {"object": "list", "data": rows, **ends, "has_more": more}
+
+
+def _second(time_s: float | None) -> int | None:
+    return None if time_s is None else int(time_s)
 
 
 def _errors(job: ServedJob) -> Json | None:

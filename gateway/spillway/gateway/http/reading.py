@@ -21,6 +21,8 @@ BROKEN = (ClientError, HttpProcessingError, RequestPayloadError)
 """What reading a body raises if its sender goes away or breaks its own framing."""
 STALL_S = 60.0
 """A client that sends nothing for so long in the middle of a request is given up."""
+MIN_EXPIRY_S, MAX_EXPIRY_S = 3600, 30 * 86400
+"""Between these lies how long a file may be asked to be kept."""
 CALLER = web.RequestKey("caller", Caller)
 _UNITS_S = {"m": 60, "h": 3600, "d": 86400}
 _WINDOW = re.compile(r"([1-9][0-9]{0,5})([mhd])")

@@ -59,26 +59,25 @@ class FileStore:
         names = [path.name for path in folder.iterdir()] if folder.exists() else []
         return sorted(name for name in names if _ID.fullmatch(name))
 
-    def bytes_of(self, tenant: str) -> int:
-        """Size of all of a tenant's files."""
-        total = 0
+    def contents(self, tenant: str) -> dict[str, int]:
+        """Sizes of what a tenant's files hold, by digest: equal ones once."""
+        found = {}
         for file_id in self.ids(tenant):
-            with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
-                total += JobFolder(self._folder / tenant / file_id).paths.input.stat().st_size
-        return total
+            spec = None
+            with contextlib.suppress(ResourceError):  # the sweep tells of it
+                spec = self._spec(tenant, file_id)
+            if spec is not None:
+                found[spec.sha256] = spec.size_bytes
+        return found
 
     def get(self, tenant: str, file_id: str, now_s: float) -> tuple[FileSpec, Path]:
         """A file and where its content is. Raises NotFoundError: another tenant's, or one past its time, is none."""
-        path = self._folder / tenant / (file_id if _ID.fullmatch(file_id) else "none")
-        try:
-            spec = msgspec.json.decode((path / "file.json").read_bytes(), type=FileSpec)
-        except FileNotFoundError:
-            raise NotFoundError(Reason.FILE_NOT_FOUND, f"there is no file file-{file_id[:100]}") from None
-        except (OSError, ValueError) as error:
-            raise ResourceError(Reason.STORAGE, f"file file-{file_id} cannot be read: {error}") from error
+        spec = self._spec(tenant, file_id) if _ID.fullmatch(file_id) else None
+        if spec is None:
+            raise NotFoundError(Reason.FILE_NOT_FOUND, f"there is no file file-{file_id[:100]}")
         if spec.expires_s is not None and spec.expires_s <= now_s:
             raise NotFoundError(Reason.FILE_NOT_FOUND, f"file file-{file_id} has expired")
-        return spec, JobFolder(path).paths.input
+        return spec, JobFolder(self._folder / tenant / file_id).paths.input
 
     def delete(self, tenant: str, file_id: str) -> None:
         """Removes a file that `get` found; jobs made from it keep their input. What a crash leaves is no file."""
@@ -92,11 +91,23 @@ class FileStore:
         except OSError as error:
             raise ResourceError(Reason.STORAGE, f"file-{file_id} cannot be removed: {error.strerror}") from error
 
-    def sweep(self, now_s: float) -> None:
-        """Removes files past their time, and what crashes left of others. Raises ResourceError."""
+    def sweep(self, now_s: float) -> list[str]:
+        """Removes files past their time, and what crashes left of others; digests of those. Raises ResourceError."""
+        gone = []
         for tenant in self._folder.iterdir() if self._folder.exists() else ():
             for file_id in self.ids(tenant.name):
-                try:
-                    self.get(tenant.name, file_id, now_s)
-                except NotFoundError:
+                spec = self._spec(tenant.name, file_id)
+                if spec is None or (spec.expires_s is not None and spec.expires_s <= now_s):
                     self.delete(tenant.name, file_id)
+                    gone += [] if spec is None else [spec.sha256]
+        return gone
+
+    def _spec(self, tenant: str, file_id: str) -> FileSpec | None:
+        """None if there is no such file. Raises ResourceError."""
+        try:
+            content = (self._folder / tenant / file_id / "file.json").read_bytes()
+            return msgspec.json.decode(content, type=FileSpec)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise ResourceError(Reason.STORAGE, f"file file-{file_id} cannot be read: {error}") from error

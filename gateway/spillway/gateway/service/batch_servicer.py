@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from spillway.api.batch.v1 import batch_pb2, batch_pb2_grpc
 from spillway.gateway.service.convert import job_id, job_message, job_request, traceparent
 from spillway.gateway.service.coordinator import Coordinator
 from spillway.gateway.service.errors import ConflictError, InvalidError, NotFoundError, Reason
+from spillway.gateway.service.limits import Usage
 from spillway.gateway.service.refusals import tenant
 from spillway.gateway.service.served import ServedJob
 from spillway.gateway.service.spec import JobRequest, Wish
@@ -45,8 +46,13 @@ class BatchServicer(batch_pb2_grpc.BatchServiceServicer):
         self, request_iterator: AsyncIterable[batch_pb2.SubmitJobRequest], context: Context
     ) -> batch_pb2.Job:
         upload = self._coordinator.upload()
+
+        async def admit(request: JobRequest) -> None:
+            if self._coordinator.named(tenant(), request.request_id) is None:  # else it is a repetition, and adds none
+                await self._coordinator.check_room(tenant(), upload, Usage(jobs=1), counts_lines=True)
+
         try:
-            request, uri = await _receive(request_iterator, upload)
+            request, uri = await _receive(request_iterator, upload, admit)
             if uri:
                 await self._coordinator.fetch(uri, upload)
             caller = traceparent(context.invocation_metadata())
@@ -175,10 +181,12 @@ class _Shown:
     response: batch_pb2.WatchJobResponse
 
 
-async def _receive(messages: AsyncIterable[batch_pb2.SubmitJobRequest], upload: Upload) -> tuple[JobRequest, str]:
+async def _receive(
+    messages: AsyncIterable[batch_pb2.SubmitJobRequest], upload: Upload, admit: Callable[[JobRequest], Awaitable[None]]
+) -> tuple[JobRequest, str]:
     """Writes the input; returns what the first message asks for, and where the input is if it was not sent.
 
-    Raises InvalidError before anything is stored.
+    `admit` is told of the request before any of the input is taken in. Raises InvalidError before anything is stored.
     """
     request: JobRequest | None = None
     uri = ""
@@ -188,6 +196,7 @@ async def _receive(messages: AsyncIterable[batch_pb2.SubmitJobRequest], upload: 
                 raise InvalidError("the first message must carry the job")
             request = job_request(message.job, message.request_id)
             request.check()
+            await admit(request)
             uri = message.input_uri
         elif message.HasField("job") or message.request_id or message.input_uri:
             raise InvalidError("only the first message may carry job, request_id and input_uri")

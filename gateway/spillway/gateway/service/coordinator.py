@@ -7,6 +7,7 @@ import contextlib
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,12 +21,13 @@ from spillway.gateway.service.errors import (
     InvalidError,
     NotFoundError,
     Reason,
+    ResourceError,
 )
 from spillway.gateway.service.fetch import InputSources
 from spillway.gateway.service.fleet import Fleet
 from spillway.gateway.service.job_trace import Report, begin_trace
 from spillway.gateway.service.leases import LeaseRules
-from spillway.gateway.service.limits import CallRate, Limits, Usage
+from spillway.gateway.service.limits import CallRate, Holdings, Limits, Usage
 from spillway.gateway.service.served import ServedJob
 from spillway.gateway.service.spec import JobRequest, JobSpec, Wish
 from spillway.gateway.service.state import State
@@ -81,6 +83,8 @@ class Coordinator:
         self._dispatcher = Dispatcher(lambda tenant: config.limits.of(tenant).weight)
         self._rate = CallRate()
         self._storing = asyncio.Lock()  # jobs come into being and go one at a time
+        self.shelved: Callable[[str], dict[str, int]] = lambda _tenant: {}
+        """Sizes of the inputs that a tenant has outside of jobs, by digest; may block."""
         self.unreadable: list[str] = []
         """Jobs that were found on disk and could not be understood, a sentence each: they are left as they are."""
 
@@ -138,14 +142,17 @@ class Coordinator:
         """
         request.check()
         await asyncio.to_thread(upload.finish)
-        new = Usage(1, upload.num_lines, upload.size_bytes)
         trace = begin_trace(self.config.traces, traceparent)
-        spec = JobSpec(upload.id, request, upload.sha256, new.input_bytes, new.lines, time.time(), tenant, trace=trace)
+        spec = JobSpec(
+            upload.id, request, upload.sha256, upload.size_bytes, upload.num_lines, time.time(), tenant, trace=trace
+        )
         async with self._storing:
             known = self._by_request_id.get((tenant, request.request_id)) if request.request_id else None
             if known is not None:
                 return self._same(self._jobs[known], spec)
-            self.config.limits.of(tenant).check(self.usage(tenant), new)
+            held = await self.holdings(tenant)
+            new = Usage(1, spec.input_lines, held.more(spec.input_sha256, spec.input_bytes))
+            self.config.limits.of(tenant).check(held.usage(), new)
             await to_the_end(self._store.adopt, upload, spec)
             self.counts.jobs_submitted += 1
             self.counts.input_bytes += spec.input_bytes
@@ -162,11 +169,33 @@ class Coordinator:
         """Counts a call of a client. Raises ResourceError if the tenant calls too often."""
         self._rate.spend(tenant, self.config.limits.of(tenant).calls_per_second, time.monotonic())
 
-    def usage(self, tenant: str) -> Usage:
+    async def holdings(self, tenant: str) -> Holdings:
         """What counts against the tenant's quotas."""
+        counted = self.config.limits.of(tenant).input_bytes is not None
+        contents = await asyncio.to_thread(self.shelved, tenant) if counted else {}
         specs = [job.spec for job in self._jobs.values() if job.spec.tenant == tenant]
         running = [spec for spec in specs if spec.outcome is None]
-        return Usage(len(running), sum(each.input_lines for each in running), sum(each.input_bytes for each in specs))
+        contents |= {spec.input_sha256: spec.input_bytes for spec in specs}
+        return Holdings(len(running), sum(each.input_lines for each in running), contents)
+
+    async def check_room(self, tenant: str, upload: Upload, stated: Usage, *, counts_lines: bool) -> None:
+        """Refuses an input that a quota has no room for: at once where its size is stated, else while it comes in.
+
+        Until all of it is there nobody knows whether the tenant has it already. Raises ResourceError.
+        """
+        limits, used = self.config.limits.of(tenant), (await self.holdings(tenant)).usage()
+        limits.check(used, stated)
+
+        def check() -> None:
+            lines = upload.num_lines if counts_lines else 0
+            limits.check(used, Usage(stated.jobs, lines, upload.size_bytes))
+
+        upload.check = check
+
+    async def share(self, upload: Upload) -> None:
+        """Makes a finished upload one with an equal input that is there. Raises ResourceError."""
+        async with self._storing:
+            await to_the_end(self._store.share, upload)
 
     def get(self, job_id: str, tenant: str | None = None) -> ServedJob:
         """A job of a tenant; of any if it is None. Raises NotFoundError: another tenant's job does not exist."""
@@ -318,7 +347,7 @@ class Coordinator:
         self._work = asyncio.Event()
 
     async def _tick_forever(self) -> None:
-        swept_s = time.monotonic()
+        swept_s = float("-inf")
         while True:
             await asyncio.sleep(TICK_S)
             now_s = time.monotonic()
@@ -332,7 +361,10 @@ class Coordinator:
                 await self._retire()
 
     async def _retire(self) -> None:
-        """Removes jobs that ended longer ago than they are kept."""
+        """Removes jobs that ended longer ago than they are kept, and files of jobs that are kept for less."""
+        for job in self._jobs.values():
+            with contextlib.suppress(ResourceError):  # the disk: the next sweep tries again
+                job.expire_files(time.time())
         if self.config.retention_s is None:
             return
         limit_s = time.time() - self.config.retention_s

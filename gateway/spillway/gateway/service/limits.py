@@ -53,7 +53,7 @@ class TenantLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             (self.lines, used.lines, new.lines, "lines in jobs that have not ended", Reason.QUOTA_LINES),
             (self.input_bytes, used.input_bytes, new.input_bytes, "bytes of input", Reason.QUOTA_BYTES),
         ):
-            if limit is not None and have + more > limit:
+            if limit is not None and more and have + more > limit:
                 hint = "Delete jobs that have ended." if reason is Reason.QUOTA_BYTES else "Wait for a job to end."
                 message = f"your quota is {limit} {what}: you have {have}, and this would add {more}"
                 raise ResourceError(reason, message, hint)
@@ -61,11 +61,28 @@ class TenantLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What counts against quotas: jobs and lines that have not ended, bytes of all inputs kept."""
+    """What counts against quotas: jobs and lines that have not ended, bytes of all inputs kept, equal ones once."""
 
     jobs: int = 0
     lines: int = 0
     input_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """What a tenant has: jobs and lines that have not ended, and the size of each content kept, by its digest."""
+
+    jobs: int
+    lines: int
+    contents: Mapping[str, int]
+
+    def usage(self) -> Usage:
+        """As it counts against quotas."""
+        return Usage(self.jobs, self.lines, sum(self.contents.values()))
+
+    def more(self, content: str, size_bytes: int) -> int:
+        """How many bytes a content would add: none if the tenant has it already."""
+        return 0 if content in self.contents else size_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ class SealedResults:
     counts: JobCounts
     tokens: Usage
     tail: ResultTail | None
+    begun_s: int | None = None
     mended: tuple[str, ...] = ()
     trouble: str = ""
 
@@ -48,6 +49,7 @@ class SealedResults:
             JobCounts(manifest.num_lines, sealed.completed, sealed.failed, sealed.errors_by_code),
             Usage(sealed.prompt_tokens, sealed.completion_tokens),
             ResultTail(log, manifest.log_key, manifest.digest()),
+            manifest.created,
             tuple(mended),
             trouble,
         )

@@ -77,6 +77,8 @@ class ServedJob:
         self._job: Job | None = None
         self._book: LeaseBook | None = None
         self._ending = False
+        self.finalizing_s: float | None = None if spec.outcome is None else spec.outcome.finalizing_s
+        """When its files began to be written, in Unix seconds."""
         self._hurried = threading.Event()
         self._tail: ResultTail | None = None
         self._sealed: SealedResults | None = None
@@ -114,6 +116,13 @@ class ServedJob:
         """Leases that hold lines of it."""
         return 0 if self._book is None else self._book.num_leases
 
+    @property
+    def begun_s(self) -> int | None:
+        """When its lines were checked and could run, in Unix seconds."""
+        if self._job is not None:
+            return self._job.created
+        return None if self._sealed is None else self._sealed.begun_s
+
     def counts(self) -> JobCounts:
         """All zero until intake is done."""
         if self._job is not None:
@@ -143,7 +152,7 @@ class ServedJob:
         if self.state.final or self._ending or self.spec.wish in _UNFINISHED:
             raise ConflictError(Reason.JOB_FINAL, f"job {self.spec.id} is {self.state.name.lower()} or about to be")
         try:
-            self._save(msgspec.structs.replace(self.spec, wish=wish))
+            self._save(msgspec.structs.replace(self.spec, wish=wish, wish_s=time.time()))
         except OSError as error:
             raise ResourceError(Reason.STORAGE, f"the job's spec cannot be written: {error.strerror}") from error
         if wish in _UNFINISHED and self._book is not None:
@@ -212,7 +221,7 @@ class ServedJob:
 
     async def _end(self, job: Job) -> None:
         wish = self.spec.wish
-        self._ending = True
+        self._ending, self.finalizing_s = True, time.time()
         self.touch()
         sealing = self.trace.begin("seal")
         try:
@@ -261,7 +270,7 @@ class ServedJob:
         return self.spec.wish in _UNFINISHED or self.counts().pending == 0
 
     async def _finish(self, end: End, message: str = "") -> None:
-        spec = msgspec.structs.replace(self.spec, outcome=Outcome(end, time.time(), message))
+        spec = msgspec.structs.replace(self.spec, outcome=Outcome(end, time.time(), message, self.finalizing_s))
         while self.spec is not spec:
             try:
                 self._save(spec)
@@ -434,6 +443,14 @@ class ServedJob:
             path.unlink(missing_ok=True)
         except OSError as error:
             raise ResourceError(Reason.STORAGE, f"the file cannot be removed: {error.strerror}") from error
+
+    def expire_files(self, now_s: float) -> None:
+        """Removes the files that it wrote if they are past their time. Raises ResourceError."""
+        expire_s = self.spec.files_expire_s
+        if expire_s is not None and expire_s <= now_s:
+            for path in (self.folder.paths.output, self.folder.paths.errors):
+                if path.exists():
+                    self.discard(path)
 
     def mended(self, sentences: Sequence[str]) -> None:
         """Notes what was mended: in the log of the gateway, and for whoever looks at the job."""

@@ -40,11 +40,15 @@ class End(StrEnum):
 
 
 class BatchOrigin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a job that came through OpenAI's API was made from. `window`: as it was asked for."""
+    """What a job that came through OpenAI's API was made from. `window`: as it was asked for.
+
+    `expires_after_s`: its output files are kept for so long; None: as long as the job.
+    """
 
     input_file: str
     endpoint: str
     window: str
+    expires_after_s: int | None = None
 
 
 class JobRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -90,6 +94,8 @@ class Outcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     end: End
     end_s: float
     message: str = ""
+    finalizing_s: float | None = None
+    """When the files began to be written, if that is known."""
 
 
 class TraceRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -111,6 +117,8 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     created_s: float
     tenant: str = "default"
     wish: Wish = Wish.RUN
+    wish_s: float | None = None
+    """When that was wished, if it is not what it began with."""
     outcome: Outcome | None = None
     discarded: bool = False
     """The client had a file of results removed: that it is not there is no damage."""
@@ -121,6 +129,14 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def began_s(self) -> float:
         """When the call began that submitted it, in Unix seconds: ids tell (see `new_job_id`)."""
         return int(self.id[:12], 16) / 1000
+
+    @property
+    def files_expire_s(self) -> float | None:
+        """Until when the files are kept that it wrote, in Unix seconds; None: as long as the job."""
+        batch = self.request.batch
+        if batch is None or batch.expires_after_s is None or self.outcome is None:
+            return None
+        return self.outcome.end_s + batch.expires_after_s
 
     def save(self, path: Path) -> None:
         """Writes it durably, and a copy beside it."""

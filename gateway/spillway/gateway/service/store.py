@@ -18,6 +18,7 @@ import hashlib
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +60,8 @@ class Upload:
         self._file = self.folder.paths.input.open("wb")
         self.size_bytes = 0
         self._newlines, self._last = 0, b"\n"
+        self.check: Callable[[], None] = lambda: None
+        """Is asked after each piece; raises what the upload is to be refused with."""
 
     @property
     def sha256(self) -> str:
@@ -71,13 +74,14 @@ class Upload:
         return self._newlines + (self._last != b"\n")
 
     def write(self, data: bytes) -> None:
-        """Takes in the next piece. Raises ResourceError if the input grows over the limit or the disk is full."""
+        """Takes in the next piece. Raises ResourceError if the input grows over a limit or the disk is full."""
         if not data:
             return
         self._newlines, self._last = self._newlines + data.count(b"\n"), data[-1:]
         self.size_bytes += len(data)
         if self.size_bytes > self._max_bytes:
             raise ResourceError(Reason.INPUT_TOO_LARGE, f"the input is larger than {self._max_bytes} bytes")
+        self.check()
         self._digest.update(data)
         try:
             self._file.write(data)
@@ -176,6 +180,13 @@ class JobStore:
     def release(self, sha256: str) -> None:
         """Removes an input that nothing refers to any more."""
         _remove_if_unused(self._inputs / f"{sha256}.jsonl")
+
+    def share(self, upload: Upload) -> None:
+        """Makes a finished upload one with the equal input that is there, or the one to share. Raises ResourceError."""
+        try:
+            self._share(upload.folder.paths.input, self._inputs / f"{upload.sha256}.jsonl")
+        except OSError as error:
+            raise ResourceError(Reason.STORAGE, f"the input cannot be stored: {error.strerror}") from error
 
     def adopt(self, upload: Upload | LinkedInput, spec: JobSpec) -> JobFolder:
         """Makes a job of a finished upload: from the rename on it exists, and survives a power cut.
