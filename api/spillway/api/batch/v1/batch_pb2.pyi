@@ -448,50 +448,38 @@ Global___StreamResultsRequest: _TypeAlias = StreamResultsRequest  # noqa: Y015
 
 @_typing.final
 class StreamResultsResponse(_message.Message):
-    """A handful of rows. Each is a line of an OpenAI Batch output or error file, newline included."""
+    """Some rows, one behind the other: each a line of an OpenAI Batch output or error file that ends with its only newline,
+    so that they can be written out as they are.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    @_typing.final
-    class Row(_message.Message):
-        DESCRIPTOR: _descriptor.Descriptor
-
-        JSON_FIELD_NUMBER: _builtins.int
-        ERROR_FIELD_NUMBER: _builtins.int
-        INDEX_FIELD_NUMBER: _builtins.int
-        json: _builtins.bytes
-        error: _builtins.bool
-        """Whether the row belongs to the error file."""
-        index: _builtins.int
-        """Counts request lines of the input from 0."""
-        def __init__(
-            self,
-            *,
-            json: _builtins.bytes = ...,
-            error: _builtins.bool = ...,
-            index: _builtins.int = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "index", b"index", "json", b"json"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
-
     ROWS_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
+    INDICES_FIELD_NUMBER: _builtins.int
+    ERRORS_FIELD_NUMBER: _builtins.int
+    rows: _builtins.bytes
     cursor: _builtins.str
     """Where to go on after these rows. Opaque; good for as long as the job exists."""
     @_builtins.property
-    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___StreamResultsResponse.Row]: ...
+    def indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Of each row: the request line of the input that it is about, counted from 0."""
+
+    @_builtins.property
+    def errors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Which rows belong to the error file: their places in `indices`, ascending."""
+
     def __init__(
         self,
         *,
-        rows: _abc.Iterable[Global___StreamResultsResponse.Row] | None = ...,
+        rows: _builtins.bytes = ...,
         cursor: _builtins.str = ...,
+        indices: _abc.Iterable[_builtins.int] | None = ...,
+        errors: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "rows", b"rows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "errors", b"errors", "indices", b"indices", "rows", b"rows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

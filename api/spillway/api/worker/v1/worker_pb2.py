@@ -26,7 +26,7 @@ from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior_
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#spillway/api/worker/v1/worker.proto\x12\x12spillway.worker.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\"\xb8\x01\n\x0cLeaseRequest\x12\x14\n\x06worker\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x13\n\x05model\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x17\n\tmax_lines\x18\x03 \x01(\x05\x42\x04\xe2\x41\x01\x02\x12-\n\x04wait\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x01\x12\x35\n\x06status\x18\x05 \x01(\x0b\x32\x1f.spillway.worker.v1.AgentStatusB\x04\xe2\x41\x01\x01\"\xae\x02\n\x0b\x41gentStatus\x12\x13\n\x0bpool_blocks\x18\x01 \x01(\x03\x12\x18\n\x10pool_used_blocks\x18\x02 \x01(\x03\x12\x1a\n\x12pool_cached_blocks\x18\x03 \x01(\x03\x12\x15\n\rprompt_tokens\x18\x04 \x01(\x03\x12\x15\n\rreused_tokens\x18\x05 \x01(\x03\x12\x18\n\x10generated_tokens\x18\x06 \x01(\x03\x12\x33\n\x05tiers\x18\x07 \x03(\x0b\x32$.spillway.worker.v1.AgentStatus.Tier\x1aW\n\x04Tier\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x03\x12\x14\n\x0c\x62udget_bytes\x18\x03 \x01(\x03\x12\x0c\n\x04hits\x18\x04 \x01(\x03\x12\x0e\n\x06misses\x18\x05 \x01(\x03\"u\n\rLeaseResponse\x12\r\n\x05lease\x18\x01 \x01(\t\x12&\n\x03ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\x05lines\x18\x03 \x03(\x0b\x32\x1e.spillway.worker.v1.LeasedLine\"\x85\x01\n\nLeasedLine\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x03\x12\x0f\n\x07request\x18\x03 \x01(\x0c\x12\x13\n\x0bresponse_id\x18\x04 \x01(\t\x12\x0f\n\x07\x63reated\x18\x05 \x01(\x03\x12\x13\n\x0bline_number\x18\x06 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\x05\"\x86\x01\n\x0cRenewRequest\x12\x14\n\x06leases\x18\x01 \x03(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06worker\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x13\n\x05model\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x35\n\x06status\x18\x04 \x01(\x0b\x32\x1f.spillway.worker.v1.AgentStatusB\x04\xe2\x41\x01\x01\"$\n\rRenewResponse\x12\x13\n\x0blost_leases\x18\x01 \x03(\t\"\xa3\x01\n\x0f\x43ompleteRequest\x12\x11\n\x03job\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x13\n\x05lease\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x41\n\x07results\x18\x03 \x03(\x0b\x32*.spillway.worker.v1.CompleteRequest.ResultB\x04\xe2\x41\x01\x02\x1a%\n\x06Result\x12\r\n\x05index\x18\x01 \x01(\x03\x12\x0c\n\x04\x62ody\x18\x02 \x01(\x0c\"5\n\x10\x43ompleteResponse\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x05\x12\x0f\n\x07ignored\x18\x02 \x01(\x05\"\xd1\x01\n\x0b\x46\x61ilRequest\x12\x11\n\x03job\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x13\n\x05lease\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12?\n\x08\x66\x61ilures\x18\x03 \x03(\x0b\x32\'.spillway.worker.v1.FailRequest.FailureB\x04\xe2\x41\x01\x02\x1aY\n\x07\x46\x61ilure\x12\r\n\x05index\x18\x01 \x01(\x03\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\r\n\x05param\x18\x04 \x01(\t\x12\x11\n\tretryable\x18\x05 \x01(\x08\"1\n\x0c\x46\x61ilResponse\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x05\x12\x0f\n\x07ignored\x18\x02 \x01(\x05\"%\n\rReturnRequest\x12\x14\n\x06leases\x18\x01 \x03(\tB\x04\xe2\x41\x01\x02\"\x10\n\x0eReturnResponse2\x9e\x03\n\rWorkerService\x12L\n\x05Lease\x12 .spillway.worker.v1.LeaseRequest\x1a!.spillway.worker.v1.LeaseResponse\x12L\n\x05Renew\x12 .spillway.worker.v1.RenewRequest\x1a!.spillway.worker.v1.RenewResponse\x12U\n\x08\x43omplete\x12#.spillway.worker.v1.CompleteRequest\x1a$.spillway.worker.v1.CompleteResponse\x12I\n\x04\x46\x61il\x12\x1f.spillway.worker.v1.FailRequest\x1a .spillway.worker.v1.FailResponse\x12O\n\x06Return\x12!.spillway.worker.v1.ReturnRequest\x1a\".spillway.worker.v1.ReturnResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#spillway/api/worker/v1/worker.proto\x12\x12spillway.worker.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\"\xb8\x01\n\x0cLeaseRequest\x12\x14\n\x06worker\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x13\n\x05model\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x17\n\tmax_lines\x18\x03 \x01(\x05\x42\x04\xe2\x41\x01\x02\x12-\n\x04wait\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x01\x12\x35\n\x06status\x18\x05 \x01(\x0b\x32\x1f.spillway.worker.v1.AgentStatusB\x04\xe2\x41\x01\x01\"\xae\x02\n\x0b\x41gentStatus\x12\x13\n\x0bpool_blocks\x18\x01 \x01(\x03\x12\x18\n\x10pool_used_blocks\x18\x02 \x01(\x03\x12\x1a\n\x12pool_cached_blocks\x18\x03 \x01(\x03\x12\x15\n\rprompt_tokens\x18\x04 \x01(\x03\x12\x15\n\rreused_tokens\x18\x05 \x01(\x03\x12\x18\n\x10generated_tokens\x18\x06 \x01(\x03\x12\x33\n\x05tiers\x18\x07 \x03(\x0b\x32$.spillway.worker.v1.AgentStatus.Tier\x1aW\n\x04Tier\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x03\x12\x14\n\x0c\x62udget_bytes\x18\x03 \x01(\x03\x12\x0c\n\x04hits\x18\x04 \x01(\x03\x12\x0e\n\x06misses\x18\x05 \x01(\x03\"\x8a\x01\n\rLeaseResponse\x12\r\n\x05lease\x18\x01 \x01(\t\x12&\n\x03ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\x05lines\x18\x03 \x03(\x0b\x32\x1e.spillway.worker.v1.LeasedLine\x12\x13\n\x0btraceparent\x18\x04 \x01(\t\"\x85\x01\n\nLeasedLine\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x03\x12\x0f\n\x07request\x18\x03 \x01(\x0c\x12\x13\n\x0bresponse_id\x18\x04 \x01(\t\x12\x0f\n\x07\x63reated\x18\x05 \x01(\x03\x12\x13\n\x0bline_number\x18\x06 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\x05\"\x86\x01\n\x0cRenewRequest\x12\x14\n\x06leases\x18\x01 \x03(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06worker\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x13\n\x05model\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x35\n\x06status\x18\x04 \x01(\x0b\x32\x1f.spillway.worker.v1.AgentStatusB\x04\xe2\x41\x01\x01\"$\n\rRenewResponse\x12\x13\n\x0blost_leases\x18\x01 \x03(\t\"\xa3\x01\n\x0f\x43ompleteRequest\x12\x11\n\x03job\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x13\n\x05lease\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x41\n\x07results\x18\x03 \x03(\x0b\x32*.spillway.worker.v1.CompleteRequest.ResultB\x04\xe2\x41\x01\x02\x1a%\n\x06Result\x12\r\n\x05index\x18\x01 \x01(\x03\x12\x0c\n\x04\x62ody\x18\x02 \x01(\x0c\"5\n\x10\x43ompleteResponse\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x05\x12\x0f\n\x07ignored\x18\x02 \x01(\x05\"\xd1\x01\n\x0b\x46\x61ilRequest\x12\x11\n\x03job\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x13\n\x05lease\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12?\n\x08\x66\x61ilures\x18\x03 \x03(\x0b\x32\'.spillway.worker.v1.FailRequest.FailureB\x04\xe2\x41\x01\x02\x1aY\n\x07\x46\x61ilure\x12\r\n\x05index\x18\x01 \x01(\x03\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\r\n\x05param\x18\x04 \x01(\t\x12\x11\n\tretryable\x18\x05 \x01(\x08\"1\n\x0c\x46\x61ilResponse\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x05\x12\x0f\n\x07ignored\x18\x02 \x01(\x05\"%\n\rReturnRequest\x12\x14\n\x06leases\x18\x01 \x03(\tB\x04\xe2\x41\x01\x02\"\x10\n\x0eReturnResponse2\x9e\x03\n\rWorkerService\x12L\n\x05Lease\x12 .spillway.worker.v1.LeaseRequest\x1a!.spillway.worker.v1.LeaseResponse\x12L\n\x05Renew\x12 .spillway.worker.v1.RenewRequest\x1a!.spillway.worker.v1.RenewResponse\x12U\n\x08\x43omplete\x12#.spillway.worker.v1.CompleteRequest\x1a$.spillway.worker.v1.CompleteResponse\x12I\n\x04\x46\x61il\x12\x1f.spillway.worker.v1.FailRequest\x1a .spillway.worker.v1.FailResponse\x12O\n\x06Return\x12!.spillway.worker.v1.ReturnRequest\x1a\".spillway.worker.v1.ReturnResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -71,30 +71,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_AGENTSTATUS']._serialized_end=614
   _globals['_AGENTSTATUS_TIER']._serialized_start=527
   _globals['_AGENTSTATUS_TIER']._serialized_end=614
-  _globals['_LEASERESPONSE']._serialized_start=616
-  _globals['_LEASERESPONSE']._serialized_end=733
-  _globals['_LEASEDLINE']._serialized_start=736
-  _globals['_LEASEDLINE']._serialized_end=869
-  _globals['_RENEWREQUEST']._serialized_start=872
-  _globals['_RENEWREQUEST']._serialized_end=1006
-  _globals['_RENEWRESPONSE']._serialized_start=1008
-  _globals['_RENEWRESPONSE']._serialized_end=1044
-  _globals['_COMPLETEREQUEST']._serialized_start=1047
-  _globals['_COMPLETEREQUEST']._serialized_end=1210
-  _globals['_COMPLETEREQUEST_RESULT']._serialized_start=1173
-  _globals['_COMPLETEREQUEST_RESULT']._serialized_end=1210
-  _globals['_COMPLETERESPONSE']._serialized_start=1212
-  _globals['_COMPLETERESPONSE']._serialized_end=1265
-  _globals['_FAILREQUEST']._serialized_start=1268
-  _globals['_FAILREQUEST']._serialized_end=1477
-  _globals['_FAILREQUEST_FAILURE']._serialized_start=1388
-  _globals['_FAILREQUEST_FAILURE']._serialized_end=1477
-  _globals['_FAILRESPONSE']._serialized_start=1479
-  _globals['_FAILRESPONSE']._serialized_end=1528
-  _globals['_RETURNREQUEST']._serialized_start=1530
-  _globals['_RETURNREQUEST']._serialized_end=1567
-  _globals['_RETURNRESPONSE']._serialized_start=1569
-  _globals['_RETURNRESPONSE']._serialized_end=1585
-  _globals['_WORKERSERVICE']._serialized_start=1588
-  _globals['_WORKERSERVICE']._serialized_end=2002
+  _globals['_LEASERESPONSE']._serialized_start=617
+  _globals['_LEASERESPONSE']._serialized_end=755
+  _globals['_LEASEDLINE']._serialized_start=758
+  _globals['_LEASEDLINE']._serialized_end=891
+  _globals['_RENEWREQUEST']._serialized_start=894
+  _globals['_RENEWREQUEST']._serialized_end=1028
+  _globals['_RENEWRESPONSE']._serialized_start=1030
+  _globals['_RENEWRESPONSE']._serialized_end=1066
+  _globals['_COMPLETEREQUEST']._serialized_start=1069
+  _globals['_COMPLETEREQUEST']._serialized_end=1232
+  _globals['_COMPLETEREQUEST_RESULT']._serialized_start=1195
+  _globals['_COMPLETEREQUEST_RESULT']._serialized_end=1232
+  _globals['_COMPLETERESPONSE']._serialized_start=1234
+  _globals['_COMPLETERESPONSE']._serialized_end=1287
+  _globals['_FAILREQUEST']._serialized_start=1290
+  _globals['_FAILREQUEST']._serialized_end=1499
+  _globals['_FAILREQUEST_FAILURE']._serialized_start=1410
+  _globals['_FAILREQUEST_FAILURE']._serialized_end=1499
+  _globals['_FAILRESPONSE']._serialized_start=1501
+  _globals['_FAILRESPONSE']._serialized_end=1550
+  _globals['_RETURNREQUEST']._serialized_start=1552
+  _globals['_RETURNREQUEST']._serialized_end=1589
+  _globals['_RETURNRESPONSE']._serialized_start=1591
+  _globals['_RETURNRESPONSE']._serialized_end=1607
+  _globals['_WORKERSERVICE']._serialized_start=1610
+  _globals['_WORKERSERVICE']._serialized_end=2024
 # @@protoc_insertion_point(module_scope)

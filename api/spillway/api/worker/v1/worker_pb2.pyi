@@ -141,8 +141,13 @@ class LeaseResponse(_message.Message):
     LEASE_FIELD_NUMBER: _builtins.int
     TTL_FIELD_NUMBER: _builtins.int
     LINES_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     lease: _builtins.str
     """Empty if there was nothing to do."""
+    traceparent: _builtins.str
+    """The span of this lease (W3C trace context), for the spans of the agent; empty if the job is not traced. An agent that
+    has a span of its own for a Complete sends it as `traceparent` in the metadata of that call.
+    """
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
         """The lease runs out this long after it was given or renewed."""
@@ -155,10 +160,11 @@ class LeaseResponse(_message.Message):
         lease: _builtins.str = ...,
         ttl: _duration_pb2.Duration | None = ...,
         lines: _abc.Iterable[Global___LeasedLine] | None = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease", "lines", b"lines", "ttl", b"ttl"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease", "lines", b"lines", "traceparent", b"traceparent", "ttl", b"ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
