@@ -75,6 +75,7 @@ async def test_without_a_caller_a_job_begins_its_own_trace_and_each_job_another(
     async with serving(tmp_path, traces=Traces(spans.append)) as client:
         for traceparent in ("", "nonsense"):
             name = await submit(client, traceparent)
+            await client.until(name, State.RUNNING)
             await client.work()
             await client.until(name)
     jobs = [span for span in spans if span.name == "job"]
@@ -123,6 +124,7 @@ async def test_a_restarted_gateway_goes_on_with_the_trace_and_tells_of_the_job_o
         assert await submit(client, CALLER.replace("abcdef-01", "000001-01"), request_id="once") == name
         await client.until(name, State.RUNNING)
     async with serving(tmp_path, traces=Traces(after.append)) as client:
+        await client.until(name, State.RUNNING)
         await client.work()
         await client.until(name)
     async with serving(tmp_path, traces=Traces(after.append)) as client:

@@ -13,11 +13,11 @@ from google.protobuf.empty_pb2 import Empty
 from grpc.aio import ServicerContext
 
 from spillway.api.batch.v1 import batch_pb2, batch_pb2_grpc
-from spillway.gateway.service.convert import job_id, job_message, job_request, traceparent
+from spillway.gateway.service.convert import job_id, job_message, job_request
 from spillway.gateway.service.coordinator import Coordinator
 from spillway.gateway.service.errors import ConflictError, InvalidError, NotFoundError, Reason
 from spillway.gateway.service.limits import Usage
-from spillway.gateway.service.refusals import tenant
+from spillway.gateway.service.refusals import tenant, traceparent
 from spillway.gateway.service.served import ServedJob
 from spillway.gateway.service.spec import JobRequest, Wish
 from spillway.gateway.service.state import State
@@ -55,8 +55,7 @@ class BatchServicer(batch_pb2_grpc.BatchServiceServicer):
             request, uri = await _receive(request_iterator, upload, admit)
             if uri:
                 await self._coordinator.fetch(uri, upload)
-            caller = traceparent(context.invocation_metadata())
-            return self._message(await self._coordinator.submit(tenant(), request, upload, caller))
+            return self._message(await self._coordinator.submit(tenant(), request, upload, traceparent()))
         finally:
             upload.close()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Iterable
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -61,11 +60,6 @@ def job_id(name: str) -> str:
     if match is None:
         raise InvalidError('name must have the form "jobs/{job}"')
     return match[1]
-
-
-def traceparent(metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
-    """What a call says of its trace (W3C trace context); empty if it says nothing."""
-    return next((value for key, value in metadata or () if key == "traceparent" and isinstance(value, str)), "")
 
 
 def job_request(job: batch_pb2.Job, request_id: str) -> JobRequest:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -22,11 +22,17 @@ log = logging.getLogger(__name__)
 _OURS = "/spillway."
 _KINDS = {"spillway.batch.v1.BatchService": Kind.CLIENT, "spillway.worker.v1.WorkerService": Kind.AGENT}
 _caller: ContextVar[Caller] = ContextVar("caller")  # set for each call before it reaches its servicer
+_traceparent: ContextVar[str] = ContextVar("traceparent", default="")
 
 
 def tenant() -> str:
     """The tenant of the call that is being answered."""
     return _caller.get().tenant
+
+
+def traceparent() -> str:
+    """What the call that is being answered says of its trace (W3C trace context); empty if it says nothing."""
+    return _traceparent.get()
 
 
 class Observer(Protocol):
@@ -66,7 +72,7 @@ class RefusalInterceptor(grpc.aio.ServerInterceptor):
         if handler is None or not method.startswith(_OURS):
             return handler
         metadata = dict(handler_call_details.invocation_metadata or ())
-        entry = _Entry(self._watch, method, metadata.get("authorization"), bool(handler.response_streaming))
+        entry = _Entry(self._watch, method, metadata, bool(handler.response_streaming))
         codec = _forgiving(handler.request_deserializer), handler.response_serializer
         if handler.unary_unary is not None:
             return grpc.unary_unary_rpc_method_handler(_answering(handler.unary_unary, entry), *codec)
@@ -79,18 +85,22 @@ class RefusalInterceptor(grpc.aio.ServerInterceptor):
 class _Entry:
     watch: Watch
     method: str
-    authorization: str | bytes | None
+    metadata: Mapping[str, str | bytes]
     streams: bool
 
     def check(self) -> None:
         """Raises UnauthenticatedError, ForbiddenError, ResourceError."""
-        header = self.authorization
-        caller = self.watch.access.caller(header if isinstance(header, str) else None)
+        caller = self.watch.access.caller(self._text("authorization"))
         kind = _KINDS[self.method.split("/")[1]]
         caller.need(kind)
         if kind is Kind.CLIENT:
             self.watch.admit(caller.tenant)
         _caller.set(caller)
+        _traceparent.set(self._text("traceparent") or "")
+
+    def _text(self, key: str) -> str | None:
+        value = self.metadata.get(key)
+        return value if isinstance(value, str) else None
 
     def over(self, code: str, began_s: float) -> None:
         """Tells the observer."""

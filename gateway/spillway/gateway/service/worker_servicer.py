@@ -10,11 +10,12 @@ from grpc.aio import ServicerContext
 
 from spillway.api.errors import ErrorCode, LineError
 from spillway.api.worker.v1 import worker_pb2, worker_pb2_grpc
-from spillway.gateway.service.convert import agent_status, job_id, traceparent
+from spillway.gateway.service.convert import agent_status, job_id
 from spillway.gateway.service.coordinator import Coordinator
 from spillway.gateway.service.dispatch import Grant
 from spillway.gateway.service.errors import InvalidError
 from spillway.gateway.service.job_trace import Report
+from spillway.gateway.service.refusals import traceparent
 
 MAX_WAIT_S = 60.0
 Context = ServicerContext[Any, Any]
@@ -48,7 +49,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
 
     async def Complete(self, request: worker_pb2.CompleteRequest, context: Context) -> worker_pb2.CompleteResponse:
         results = [(result.index, result.body) for result in request.results]
-        report = Report(request.lease, traceparent(context.invocation_metadata()))
+        report = Report(request.lease, traceparent())
         accepted = self._coordinator.complete(job_id(request.job), results, report)
         return worker_pb2.CompleteResponse(accepted=accepted, ignored=len(results) - accepted)
 
