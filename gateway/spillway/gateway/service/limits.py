@@ -5,7 +5,7 @@ The file is TOML: a table `default` for all tenants, and a table `tenant.NAME` f
     [default]
     jobs = 100              # that have not ended
     lines = 10_000_000      # of jobs that have not ended
-    input_bytes = 1_000_000_000_000   # of the inputs of all jobs that exist
+    input_bytes = 1_000_000_000_000   # of all inputs that are kept, equal ones once
     calls_per_second = 50.0
     [tenant.alice]
     weight = 3.0            # share of the agents, against that of others
