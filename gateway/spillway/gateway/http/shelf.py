@@ -158,12 +158,11 @@ class Shelf:
             return ShelfFile(file_id, name, Purpose.BATCH, size_bytes, job.spec.created_s, _path(job, part))
         if job.spec.outcome is None:  # written, but the job does not say so yet
             raise NotFoundError(Reason.FILE_NOT_FOUND, f"there is no file {file_id[:100]} yet")
-        expires_s = job.spec.files_expire_s
-        if expires_s is not None and expires_s <= time.time():
+        if job.spec.files_expired(time.time()):
             raise NotFoundError(Reason.FILE_NOT_FOUND, f"file {file_id[:100]} has expired")
         job.whole_file(_path(job, part))
         name, made_s = f"batch_{job_id}_{part}.jsonl", job.spec.outcome.end_s
-        return ShelfFile(file_id, name, Purpose.OUTPUT, size_bytes, made_s, _path(job, part), expires_s)
+        return ShelfFile(file_id, name, Purpose.OUTPUT, size_bytes, made_s, _path(job, part), job.spec.files_expire_s)
 
 
 def _parsed(file_id: str) -> tuple[str, Part | None]:

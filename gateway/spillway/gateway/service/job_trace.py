@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 
 from spillway.api.results import Usage
-from spillway.api.tracing import NO_SPAN, OpenSpan, SpanContext, SpanKind, Traces
+from spillway.api.tracing import NO_SPAN, Attribute, OpenSpan, SpanContext, SpanKind, Traces
 from spillway.gateway.job import JobCounts
 from spillway.gateway.service.leases import Lease, LeaseEnd
 from spillway.gateway.service.spec import End, JobSpec, TraceRecord
@@ -126,5 +126,9 @@ def is_traced(number: int) -> bool:
 
 
 def _end_lease(traced: _Traced, end: LeaseEnd) -> None:
-    attributes = {"spillway.lines": traced.lines, "spillway.worker": traced.worker, "spillway.end": end.value}
+    attributes: dict[str, Attribute] = {
+        "spillway.lines": traced.lines,
+        "spillway.worker": traced.worker,
+        "spillway.end": end.value,
+    }
     traced.span.end(attributes, error="the lease ran out" if end is LeaseEnd.EXPIRED else "")

@@ -28,7 +28,7 @@ from spillway.api.errors import (
 from spillway.api.results import Usage
 from spillway.api.tracing import Traces
 from spillway.gateway.families import Span, beginnings
-from spillway.gateway.job import Job, JobCounts, RequestLine
+from spillway.gateway.job import MANIFEST, Job, JobCounts, RequestLine
 from spillway.gateway.manifest import Manifest
 from spillway.gateway.repairs import MANIFEST_MENDED
 from spillway.gateway.service.bodies import checked_usage
@@ -194,7 +194,7 @@ class ServedJob:
     async def _open(self) -> None:
         checking = self.trace.begin("validate")
         try:
-            loaded = await asyncio.to_thread(Manifest.load, self._manifest_path)
+            loaded = await asyncio.to_thread(Manifest.load, self.folder.paths.directory / MANIFEST)
             if loaded is not None and loaded[1]:
                 self.mended([MANIFEST_MENDED])
             if loaded is not None and loaded[0].sealed is not None:  # stopped between sealing and saying so
@@ -446,8 +446,7 @@ class ServedJob:
 
     def expire_files(self, now_s: float) -> None:
         """Removes the files that it wrote if they are past their time. Raises ResourceError."""
-        expire_s = self.spec.files_expire_s
-        if expire_s is not None and expire_s <= now_s:
+        if self.spec.files_expired(now_s):
             for path in (self.folder.paths.output, self.folder.paths.errors):
                 if path.exists():
                     self.discard(path)
@@ -489,10 +488,6 @@ class ServedJob:
         if not 0 <= index < self.counts().total:
             raise InvalidError(f"job {self.spec.id} has no line {index}")
         return index
-
-    @property
-    def _manifest_path(self) -> Path:
-        return self.folder.paths.directory / "manifest.json"
 
     def _save(self, spec: JobSpec) -> None:
         spec.save(self.folder.spec)

@@ -138,6 +138,10 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return None
         return self.outcome.end_s + batch.expires_after_s
 
+    def files_expired(self, now_s: float) -> bool:
+        """Whether they are past that time."""
+        return self.files_expire_s is not None and self.files_expire_s <= now_s
+
     def save(self, path: Path) -> None:
         """Writes it durably, and a copy beside it."""
         write_twice(path, msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n")
