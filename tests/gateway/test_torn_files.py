@@ -58,8 +58,8 @@ async def run_until(data: Path, lines: int | None) -> tuple[ServedJob, list[int]
         while lines is None and not job.state.final:
             await job.changed.wait()
         found = job.tail()
-        rows = [] if found is None or lines is not None else found[0].read(0, found[1], 10**9)[0]
-        return job, sorted(row.index for row in rows)
+        indices = [] if found is None or lines is not None else found[0].read(0, found[1], 10**9).indices
+        return job, sorted(indices)
     finally:
         await coordinator.stop()
 
