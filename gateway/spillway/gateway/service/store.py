@@ -232,6 +232,8 @@ class JobStore:
     def _share(self, own: Path, shared: Path) -> None:
         """Makes inputs of equal content one file."""
         try:
+            if shared.exists() and shared.samefile(own):
+                return  # renaming one name of a file to another of it does nothing, and leaves both
             if shared.exists() and shared.stat().st_size == own.stat().st_size:
                 link = own.with_name(own.name + ".link")
                 link.hardlink_to(shared)
