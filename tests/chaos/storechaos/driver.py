@@ -244,7 +244,7 @@ class Run:
                         generation, _, _, node, *_ = lease.decode().split("|")
                         leases[int(number)] = Lease(node, int(generation))
                 elif b":b:" in key:
-                    entries |= client.hgetall(key)
+                    entries |= {mark + entry[:24]: entry[24:] for mark, entry in client.hgetall(key).items()}
         return SharedIndex(leases, entries)
 
     def _read_after_the_end(self) -> None:

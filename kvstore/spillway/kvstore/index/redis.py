@@ -17,7 +17,7 @@ from .base import MOST_AT_ONCE, PEER, BlockIndex, IndexStats, Location
 from .memory import MemoryIndex
 from .near import NearCache
 from .redis_client import RedisCalls, RedisConfig
-from .redis_look_up import LOOK_UP, of_blocks
+from .redis_look_up import LOOK_UP, marks_of
 from .redis_scripts import Keys
 from .redis_writer import Writer
 
@@ -136,7 +136,7 @@ class RedisIndex(BlockIndex):
 
     def _ask(self, names: bytes, *, past_gaps: bool) -> list[tuple[_Places, int]] | None:
         """One round trip: places on other nodes, each of so many blocks in a row. None without an answer."""
-        arguments = [self._writer.number, int(past_gaps), self._keys.of(""), self._keys.buckets, *of_blocks(names)]
+        arguments = [self._writer.number, int(past_gaps), self._keys.of(""), self._keys.buckets, *marks_of(names)]
         answer = self._calls.script(LOOK_UP, [self._keys.of("leases")], arguments)
         if answer is None:
             return None

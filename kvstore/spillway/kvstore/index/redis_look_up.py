@@ -23,8 +23,8 @@ LOOK_UP = (
     + """
 local call, sub, min, unpack = redis.call, string.sub, math.min, struct.unpack
 local own, past_gaps, start, buckets = tonumber(ARGV[1]), ARGV[2] == '1', ARGV[3], tonumber(ARGV[4])
-local names, forth, back = ARGV[5], ARGV[6], ARGV[7]
-local count, leases, out = #names / 32, {}, {}
+local forth, back = ARGV[5], ARGV[6]
+local count, leases, out = #forth / 8, {}, {}
 
 local function living(number)
   local lease = leases[number]
@@ -32,8 +32,8 @@ local function living(number)
     local text = call('HGET', KEYS[1], number)
     lease = {0}
     if text then
-      local generation, ends, term = string.match(text, '^(%d+)|(%d+)|.*|(%d+)$')
-      if holds(ends, term) then lease = {tonumber(generation), text} end
+      local generation, ends, length = string.match(text, '^(%d+)|(%d+)|.*|(%d+)$')
+      if holds(ends, length) then lease = {tonumber(generation), text} end
     end
     leases[number] = lease
   end
@@ -45,60 +45,79 @@ local function tell(places, blocks)
   else out[#out + 1] = places; out[#out + 1] = blocks end
 end
 
-local marks, number, generation, bits, segment
-local guess, backwards = 128, false
+local number, generation, bits, segment, marks
+local opened, backwards, at_the_end = {}, false, false
+local guess, expected, before = 32, 32, 0
 
 local function open(which)
   segment = which
-  marks = call('HGET', start .. 's:' .. number, bits .. ':' .. segment) or ''
+  if not opened[segment] then
+    opened[segment] = call('HGET', start .. 's:' .. number, bits .. ':' .. segment) or ''
+  end
+  marks = opened[segment]
 end
 
-local function most_of(limit, same)
-  if limit < 1 then return 0 end
-  local low, high = min(guess, limit), limit
-  if same(low) then
-    if low == limit or not same(low + 1) then return low end
-    low = low + 1
-  else
-    if not same(1) then return 0 end
-    low, high = 1, low - 1
-  end
+local function find(i, n)
+  local wanted, at = nil, 0
+  if backwards then wanted = sub(back, 8 * (count - i - n + 1) + 1, 8 * (count - i + 1))
+  else wanted = sub(forth, 8 * i - 7, 8 * (i + n - 1)) end
+  repeat at = string.find(marks, wanted, at + 1, true) until not at or at % 8 == 1
+  return at
+end
+
+local function goes_on(i, n, at)
+  if i + n > count then return false end
+  local wanted = sub(forth, 8 * (i + n) - 7, 8 * (i + n))
+  if backwards then return at > 1 and sub(marks, at - 8, at - 1) == wanted end
+  return sub(marks, at + 8 * n, at + 8 * n + 7) == wanted
+end
+
+local function longest(i, low, room)
+  local most = min(low + room, count - i + 1)
+  local high = min(2 * low, most)
+  while low < high and find(i, high) do low, high = high, min(2 * high, most) end
+  high = high - 1
   while low < high do
     local middle = math.ceil((low + high) / 2)
-    if same(middle) then low = middle else high = middle - 1 end
+    if find(i, middle) then low = middle else high = middle - 1 end
   end
   return low
 end
 
-local function forwards_from(i, at)
-  return most_of(min(count - i, (#marks - at - 7) / 8), function(n)
-    return sub(marks, at + 8, at + 7 + 8 * n) == sub(forth, 8 * i + 1, 8 * (i + n))
-  end)
-end
-
-local function backwards_from(i, at)
-  return most_of(min(count - i, (at - 1) / 8), function(n)
-    return sub(marks, at - 8 * n, at - 1) == sub(back, 8 * (count - i - n) + 1, 8 * (count - i))
-  end)
+local function measured(i)
+  local at = find(i, 1)
+  if not at then return 0, 0 end
+  if not goes_on(i, 1, at) then backwards = not backwards end
+  local room = backwards and (at - 1) / 8 or (#marks - at - 7) / 8
+  if not goes_on(i, 1, at) then return 1, room end
+  local run = min(expected, 1 + room, count - i + 1)
+  at = find(i, run)
+  if not at then
+    run = longest(i, 1, room)
+  elseif goes_on(i, run, at) then
+    run = longest(i, run, room + 1 - run)
+  end
+  return run, room + 1 - run
 end
 
 local function run_from(i)
-  local at, mark = 0, sub(forth, 8 * i - 7, 8 * i)
-  repeat at = string.find(marks, mark, at + 1, true) until not at or at % 8 == 1
-  if not at then return 0 end
-  local run = backwards and backwards_from(i, at) or forwards_from(i, at)
-  if run == 0 then
-    backwards = not backwards
-    run = backwards and backwards_from(i, at) or forwards_from(i, at)
+  local run, room = measured(i)
+  if run > 0 then
+    at_the_end = room == 0
+    if expected == guess and not at_the_end then
+      if run == before then guess = run end
+      before = run
+    end
+    expected = at_the_end and run < guess and guess - run or guess
   end
-  if run > 0 then guess = run end
-  return 1 + run
+  return run
 end
 
 local function run_on(i)
+  local beside = segment + (backwards and at_the_end and -1 or 1)
   local run = run_from(i)
-  if run == 0 and marks ~= '' then
-    open(segment + 1)
+  if run == 0 then
+    open(beside)
     run = run_from(i)
   end
   return run
@@ -112,8 +131,9 @@ while i <= count do
     i = i + run
   else
     marks = nil
-    local name = sub(names, 32 * i - 31, 32 * i)
-    local places = call('HGET', start .. 'b:' .. unpack('>I4', name) % buckets, name) or ''
+    local mark = sub(forth, 8 * i - 7, 8 * i)
+    local entry = call('HGET', start .. 'b:' .. unpack('>I4', mark) % buckets, mark)
+    local places = entry and sub(entry, 25) or ''
     local found = known[places]
     if found == nil then
       found = ''
@@ -127,9 +147,11 @@ while i <= count do
     tell(found, 1)
     if not past_gaps and i >= again then
       for p = 1, #places, 16 do
-        number, generation, bits, segment = unpack('>I4I4I4I4', places, p)
-        if number ~= own and living(number) == generation then
-          open(segment)
+        local n, g, its, where = unpack('>I4I4I4I4', places, p)
+        if n ~= own and living(n) == g then
+          if n ~= number or its ~= bits then opened = {} end
+          number, generation, bits = n, g, its
+          open(where)
           run = run_from(i)
           if run > 1 then break end
         end
@@ -151,8 +173,8 @@ end
 return {out, alive}
 """
 )
-"""KEYS leases. ARGV own number, past gaps ("1" or "0"), what every key starts with, buckets, and of all blocks: names,
-marks, marks backwards.
+"""KEYS leases. ARGV own number, past gaps ("1" or "0"), what every key starts with, buckets, and the marks of all
+blocks, forth and back.
 
 Runs, each as places and a number of blocks: the places on other living nodes of each block or, without going past gaps,
 some place of each before the first that has none. Then number and lease of nodes, those among them. A place is 12
@@ -160,7 +182,7 @@ bytes here: node number, generation, tiers as bits.
 """
 
 
-def of_blocks(names: bytes) -> tuple[bytes, bytes, bytes]:
-    """The last three arguments, for blocks whose names are ``names``, one after another."""
+def marks_of(names: bytes) -> tuple[bytes, bytes]:
+    """The last two arguments, for blocks whose names are ``names``, one after another."""
     marks = np.frombuffer(names, np.uint64).reshape(-1, HASH_BYTES // MARK_BYTES)[:, 0]
-    return names, marks.tobytes(), marks[::-1].tobytes()
+    return marks.tobytes(), marks[::-1].tobytes()

@@ -8,10 +8,10 @@ identities are other namespaces and spread over the masters.
     …:generations  node number → generation, only rising    …:about  node number → what a node says of itself, JSON
     …:writes   node number → writes so far: tells a node that Redis has forgotten some of them
     …:cleaner  the number of the node that deletes entries of the dead now; expires
-    …:b:<n>    block → 16 bytes (node number, generation, tiers as bits, segment) for each place; few enough to be
-               compact
-    …:s:<n>    tiers as bits:segment → marks, the first 8 bytes of their names, of blocks that node n entered in these
-               tiers, in this order. A block is in the segment that its entry names, for as long as the entry is there
+    …:b:<n>    mark, the first 8 bytes of a block's name → the other 24, then 16 bytes (node number, generation, tiers
+               as bits, segment) for each place; few enough to be compact
+    …:s:<n>    tiers as bits:segment → marks of the blocks that node n entered in these tiers, in this order. A block
+               is in the segment that its entry names, for as long as the entry is there
     …:r:<n>    the numbers of all buckets that node n may have entries in: what a dead node is deleted by
 
 Time is Redis's own, so a node whose clock jumps keeps and loses its lease like any other. If Redis's clock jumps back,
@@ -26,10 +26,12 @@ import struct
 from dataclasses import dataclass
 from functools import cache
 
+from ..identity import HASH_BYTES, BlockHash
+
 MARK_BYTES = 8
 SEGMENT_BLOCKS = 128
 PLACE = struct.Struct(">IIII")
-"""Of an entry: node number, generation, tiers as bits, segment."""
+"""Node number, generation, tiers as bits, segment."""
 
 NOW = "local t = redis.call('TIME'); local now = t[1] * 1000 + math.floor(t[2] / 1000)\n"
 HOLDS = """
@@ -109,8 +111,10 @@ end
 for i = 5, #KEYS do
   local at = 5 + (i - 5) * 4
   local block, bits, segment = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 3])
-  local old, new, mark, stays = call('HGET', KEYS[i], block) or '', '', sub(block, 1, 8), false
-  for p = 1, #old, 16 do
+  local mark, rest, new, stays = sub(block, 1, 8), sub(block, 9), '', false
+  local old = call('HGET', KEYS[i], mark) or ''
+  if sub(old, 1, 24) ~= rest then old = '' end
+  for p = 25, #old, 16 do
     if sub(old, p, p + 3) ~= me then
       new = new .. sub(old, p, p + 15)
     else
@@ -129,9 +133,9 @@ for i = 5, #KEYS do
     call('SADD', KEYS[3], ARGV[at + 2])
   end
   if new == '' then
-    if old ~= '' then call('HDEL', KEYS[i], block) end
-  elseif new ~= old then
-    call('HSET', KEYS[i], block, new)
+    if old ~= '' then call('HDEL', KEYS[i], mark) end
+  elseif rest .. new ~= old then
+    call('HSET', KEYS[i], mark, rest .. new)
   end
 end
 for segment, marks in pairs(segments) do
@@ -156,7 +160,7 @@ local removed, kept = 0, false
 local all = redis.call('HGETALL', KEYS[3])
 for i = 1, #all, 2 do
   local old, new = all[i + 1], ''
-  for p = 1, #old, 16 do
+  for p = 25, #old, 16 do
     local n, g = struct.unpack('>I4I4', old, p)
     if n == tonumber(ARGV[1]) and (g ~= live or ARGV[4] == '1') then
       removed = removed + 1
@@ -166,7 +170,7 @@ for i = 1, #all, 2 do
     end
   end
   if new == '' then redis.call('HDEL', KEYS[3], all[i])
-  elseif new ~= old then redis.call('HSET', KEYS[3], all[i], new) end
+  elseif #new + 24 ~= #old then redis.call('HSET', KEYS[3], all[i], string.sub(old, 1, 24) .. new) end
 end
 if not kept then redis.call('SREM', KEYS[2], ARGV[3]) end
 return removed
@@ -227,6 +231,12 @@ return 1
 )
 """KEYS leases. ARGV number, lease as last seen. 1 if that is still its lease, ended too far in the future to hold, and
 ends now: its node cannot renew it."""
+
+
+def unpack_entry(mark: bytes, entry: bytes) -> tuple[BlockHash, list[tuple[int, int, int, int]]]:
+    """The name and the places of a block, from the two sides of its entry in a bucket."""
+    start = HASH_BYTES - MARK_BYTES
+    return BlockHash(mark + entry[:start]), list(PLACE.iter_unpack(entry[start:]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from ..errors import ConfigError, IndexUnavailableError
 from ..identity import HASH_BYTES, BlockHash
 from ..index.about import About
 from ..index.redis_client import connect
-from ..index.redis_scripts import PLACE, Keys
+from ..index.redis_scripts import MARK_BYTES, Keys, unpack_entry
 
 _Item = TypeVar("_Item")
 PREFIX = "spillway"
@@ -28,7 +28,7 @@ local counts, blocks = {}, 0
 for i = 1, #KEYS do
   for _, places in ipairs(redis.call('HVALS', KEYS[i])) do
     blocks = blocks + 1
-    for p = 1, #places, 16 do
+    for p = 25, #places, 16 do
       local place = string.sub(places, p, p + 11)
       counts[place] = (counts[place] or 0) + 1
     end
@@ -130,7 +130,7 @@ class SharedIndex:
                 answer = self.client.eval(_COUNT, len(names), *names)
             blocks += int(answer[0])
             for entry, count in zip(answer[1::2], answer[2::2], strict=True):
-                number, place = self._place(entry, known)
+                number, place = self._place(_HELD.unpack(entry), known)
                 if place.stale:
                     stale[number] = stale.get(number, 0) + int(count)
                     continue
@@ -147,17 +147,15 @@ class SharedIndex:
                 for start in portion:
                     bucket = keys.of("b", keys.bucket(start))
                     if len(start) == HASH_BYTES:
-                        pipeline.hget(bucket, start)
+                        pipeline.hget(bucket, start[:MARK_BYTES])
                     else:
                         pipeline.hgetall(bucket)
                 answers = pipeline.execute()
             for start, answer in zip(portion, answers, strict=True):
-                entries = answer if isinstance(answer, dict) else {start: answer} if answer else {}
-                for block, entry in entries.items():
+                entries = answer if isinstance(answer, dict) else {start[:MARK_BYTES]: answer} if answer else {}
+                for block, places in (unpack_entry(*item) for item in entries.items()):
                     if block.startswith(start):
-                        starts_at = range(0, len(entry), PLACE.size)
-                        places = [self._place(entry[at:], known)[1] for at in starts_at]
-                        found[BlockHash(block)] = places
+                        found[block] = [self._place(place[:3], known)[1] for place in places]
         return found
 
     def blocks_of(self, node: Node) -> Iterator[list[BlockHash]]:
@@ -169,10 +167,10 @@ class SharedIndex:
                 answers = pipeline.execute()
             wanted = (node.number, node.generation)
             yield [
-                BlockHash(block)
+                block
                 for entries in answers
-                for block, entry in entries.items()
-                if any(place[:2] == wanted for place in PLACE.iter_unpack(entry))
+                for block, places in (unpack_entry(*item) for item in entries.items())
+                if any(place[:2] == wanted for place in places)
             ]
 
     @contextmanager
@@ -193,8 +191,8 @@ class SharedIndex:
             members = [self.client.smembers(node.keys.of("r", node.number)) for node in nodes]
         return sorted({int(bucket) for found in members for bucket in found})
 
-    def _place(self, entry: bytes, known: dict[int, Node]) -> tuple[int, Place]:
-        number, generation, bits = _HELD.unpack_from(entry)
+    def _place(self, held: tuple[int, int, int], known: dict[int, Node]) -> tuple[int, Place]:
+        number, generation, bits = held
         node = known.get(number)
         if node is None:
             return number, Place(None, (), stale=True)
