@@ -5,6 +5,7 @@
     python benchmarks/offline.py compare --workloads mixed --peers spillway,openvino --dtype bfloat16
     python benchmarks/offline.py setup                        # only install the peers and convert the models
     python benchmarks/offline.py spill                        # what spilling costs: host and disk against neither
+    python benchmarks/offline.py plan --workloads panels       # KV kept by the plan against recency and recomputing
     python benchmarks/offline.py pool                         # KV bytes of device pool against tokens/s, with a plot
     python benchmarks/offline.py memory                       # peak memory of 100 and of 100,000 lines
     python benchmarks/offline.py table                        # every figure quoted in the documentation
@@ -43,7 +44,7 @@ from harness.peers import (
     run_peer,
     write_task,
 )
-from harness.workloads import WORKLOADS, make
+from harness.workloads import PANELS, WORKLOADS, make
 
 REFERENCE = "transformers"
 """Whose float32 tokens all others are compared with."""
@@ -64,8 +65,8 @@ def main() -> int:
         for workload in arguments.workloads:
             compare(setting_of(arguments, place, workload), arguments, place)
     else:
-        run_mode = {"spill": modes.spill, "pool": modes.pool, "memory": modes.memory}[arguments.mode]
-        run_mode(setting_of(arguments, place, arguments.workloads[0]), place)
+        run_mode = {"spill": modes.spill, "plan": modes.plan, "pool": modes.pool, "memory": modes.memory}
+        run_mode[arguments.mode](setting_of(arguments, place, arguments.workloads[0]), place)
     return 0
 
 
@@ -82,11 +83,13 @@ def parse() -> argparse.Namespace:
         return split
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    choices = ("compare", "setup", "spill", "pool", "memory", "table", "docs")
+    choices = ("compare", "setup", "spill", "plan", "pool", "memory", "table", "docs")
     parser.add_argument("mode", nargs="?", choices=choices, default="compare")
     parser.add_argument("--model", choices=MODELS, default=RANDOM_MODEL)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--workloads", type=names(WORKLOADS), default=list(WORKLOADS), help=", ".join(WORKLOADS))
+    parser.add_argument(
+        "--workloads", type=names((*WORKLOADS, PANELS)), default=list(WORKLOADS), help=", ".join(WORKLOADS)
+    )
     parser.add_argument("--peers", type=names(NAMES), default=list(NAMES), help=", ".join(NAMES))
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--seed", type=int, default=0)

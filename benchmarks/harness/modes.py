@@ -1,4 +1,4 @@
-"""The measurements of Spillway alone: what spilling costs, what the device pool buys, and what many lines weigh."""
+"""The measurements of Spillway alone: what spilling costs and planning saves, what the pool buys, what lines weigh."""
 
 from __future__ import annotations
 
@@ -53,6 +53,40 @@ def spill(setting: Setting, place: Place) -> None:
             "report": outcome.details["report"],
         }
     _save(f"spill-{setting.model}-{setting.workload.name}-{setting.dtype}", "spill", setting, rows)
+
+
+def plan(setting: Setting, place: Place) -> None:
+    """What keeping KV by the plan is worth against recency, and against computing again: host alone, host and disk.
+
+    The device pool holds a 6th of the different KV of the lines, host memory a 4th, the disk all of it. On disk, KV is
+    the job's own and goes with it; `disk kept` is a directory that the user named, so that it is also written for
+    later runs.
+    """
+    element = 4 if setting.dtype == "float32" else 2
+    different = setting.workload.different_tokens() * setting.shape.kv_token_bytes(element)
+    device, host, disk = (f"{max(1, different * part // 12 // MIB)}MiB" for part in (2, 3, 24))
+    budgets = {
+        "ample pool": SpillwayBudget(f"{2 * full_kv_bytes(setting) // MIB}MiB", host_kv="0"),
+        "recompute": SpillwayBudget(device, host_kv="0"),
+    }
+    for policy in ("lru", "plan"):
+        extra = ("--kv-policy", policy)
+        budgets[f"host, {policy}"] = SpillwayBudget(device, host_kv=host, extra=extra)
+        budgets[f"host and disk, {policy}"] = SpillwayBudget(device, host, disk, kept=False, extra=extra)
+        budgets[f"disk kept, {policy}"] = SpillwayBudget(device, host, disk, extra=extra)
+    rows: dict[str, dict[str, Any]] = {}
+    first: Outcome | None = None
+    for name, budget in budgets.items():
+        outcome = _run(name, setting, place, budget)
+        first = first or outcome
+        rows[name] = {
+            "batch_s": outcome.batch_s,
+            "tokens_per_s": (setting.workload.prompt_tokens + setting.workload.output_tokens) / outcome.batch_s,
+            "same_output": outcome.outputs == first.outputs,
+            "flags": outcome.command[2:],
+            "report": outcome.details["report"],
+        }
+    _save(f"plan-{setting.model}-{setting.workload.name}-{setting.dtype}", "plan", setting, rows)
 
 
 def pool(setting: Setting, place: Place) -> None:
@@ -165,6 +199,30 @@ def _spill_row(name: str, row: dict[str, Any]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def _plan_row(name: str, row: dict[str, Any]) -> str:
+    store = row["report"]["store"] or {}
+    tiers = store.get("tiers") or {}
+
+    def of(tier: str, figure: str) -> int:
+        return int((tiers.get(tier) or {}).get(figure, 0))
+
+    cells = [
+        name,
+        f"{row['batch_s']:.1f}",
+        f"{row['tokens_per_s']:.0f}",
+        f"{row['report']['prefix_hit_share']:.1%}",
+        f"{of('host', 'hits')}",
+        f"{of('disk', 'hits')}",
+        f"{of('host', 'stored_bytes') / MIB:.0f}",
+        f"{of('disk', 'stored_bytes') / MIB:.0f}",
+        f"{store.get('spared', 0)}",
+        f"{store.get('prefetch_hits', 0)}",
+        f"{store.get('late_loads', 0)}",
+        "yes" if row["same_output"] else "**no**",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
 def _pool_row(_: str, row: dict[str, Any]) -> str:
     return (
         f"| {row['pool_bytes'] // MIB:,} | {row['generated_tokens_per_s']:.0f} | {row['preemptions']} "
@@ -180,8 +238,11 @@ def _memory_row(_: str, row: dict[str, Any]) -> str:
 
 
 SPILL_COLUMNS = ("run", "pool", "batch s", "ratio", "preempted", "spilled", "back", "peak RSS MiB", "same output")
+PLAN_COLUMNS = ("run", "batch s", "tokens/s", "found", "from host", "from disk", "to host MiB", "to disk MiB")
+PLAN_COLUMNS += ("spared", "ahead", "late", "same output")
 TABLES: dict[str, tuple[tuple[str, ...], Callable[[str, dict[str, Any]], str]]] = {
     "spill": (SPILL_COLUMNS, _spill_row),
+    "plan": (PLAN_COLUMNS, _plan_row),
     "pool": (("pool MiB", "tokens/s", "preemptions", "peak RSS MiB"), _pool_row),
     "memory": (("lines", "peak RSS MiB", "lines/s", "input MiB"), _memory_row),
 }

@@ -168,11 +168,15 @@ def run_peer(name: str, setting: Setting, place: Place) -> Outcome:
 
 @dataclass(frozen=True)
 class SpillwayBudget:
-    """Flags of `spillway run` that hold its KV budgets; those left out keep the command's defaults."""
+    """Flags of `spillway run` that hold its KV budgets; those left out keep the command's defaults.
+
+    ``kept``: KV on disk lies in a directory that the user named, for later runs.
+    """
 
     device_kv: str
     host_kv: str | None = None
     disk_kv: str | None = None
+    kept: bool = True
     extra: tuple[str, ...] = ()
 
     def flags(self, disk_dir: Path) -> list[str]:
@@ -181,7 +185,9 @@ class SpillwayBudget:
         if self.host_kv is not None:
             flags += ["--host-kv", self.host_kv]
         if self.disk_kv is not None:
-            flags += ["--disk-kv", self.disk_kv, "--disk-dir", str(disk_dir)]
+            flags += ["--disk-kv", self.disk_kv]
+        if self.disk_kv is not None and self.kept:
+            flags += ["--disk-dir", str(disk_dir)]
         return flags
 
 
@@ -208,7 +214,7 @@ def run_spillway(setting: Setting, place: Place, budget: SpillwayBudget) -> Outc
         process=process,
         batch_s=figures["run_s"],
         load_s=figures["load_s"],
-        outputs=read_texts(target, len(setting.workload.lines)),
+        outputs=read_texts(target, setting.workload.batch_lines),
         command=["spillway", "run", *flags],
         versions=[
             f"{name}=={number}" for name, number in figures["machine"].items() if name not in ("processor", "cpus")
@@ -228,16 +234,16 @@ def brief(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_texts(output: Path, lines: int) -> list[str]:
-    """The text of each line of a batch output file, in input order.
+    """The texts of the lines of a batch output file, in input order, each line's in order of its prompts.
 
     Raises:
         PeerError: a line has no result.
     """
     rows = [json.loads(row) for row in output.read_text().splitlines()]
-    texts = {row["custom_id"]: row["response"]["body"]["choices"][0]["text"] for row in rows}
+    texts = {row["custom_id"]: [each["text"] for each in row["response"]["body"]["choices"]] for row in rows}
     if len(texts) != lines:
         raise PeerError(f"{len(texts)} results for {lines} lines")
-    return [texts[f"line-{number}"] for number in range(lines)]
+    return [text for number in range(lines) for text in texts[f"line-{number}"]]
 
 
 def write_task(setting: Setting, place: Place, name: str, options: dict[str, str]) -> Path:

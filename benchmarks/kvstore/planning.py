@@ -9,11 +9,11 @@ this is for orders that are given.) A second job has 400 lines over 40 documents
 random order as from a queue.
 
 A device pool is simulated (LRU, a given share of the job's different blocks); what it lacks is asked of a real
-`BlockStore` with a host tier of a given size, and what leaves it is put there, the blocks of generated tokens included,
-which no plan knows. So the sequence of requests is the same for all policies. A block counts as a hit if the store
-delivers it and all blocks of the line before it. ``belady`` is Belady's rule with bypass on that very sequence, knowing
-every lookup to come and not just the plan, exclusive, of one line the shallowest blocks first, and with hits counted in
-the same way. ``bound`` counts all that it holds at a lookup, each block on its own: no policy can have more.
+`BlockStore` with a host tier of a given size, and what leaves it is put there, where the store wants it, the blocks of
+generated tokens included. So the sequence of requests is the same for all policies. A block counts as a hit if the
+store delivers it and all blocks of the line before it. ``belady`` is Belady's rule with bypass on that very sequence,
+knowing every lookup to come and not just the plan, exclusive, of one line the shallowest blocks first, and with hits
+counted in the same way. ``bound`` counts all that it holds at a lookup, each block on its own: no policy can have more.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ Chain = list[BlockHash]
 class Trace:
     """What a store is asked in a job: per line the blocks looked up in order, then the blocks put."""
 
-    plan: JobPlan
+    chains: list[Chain]
     lookups: list[Chain] = field(default_factory=list)
     puts: list[Chain] = field(default_factory=list)
     different: int = 0
@@ -85,7 +85,7 @@ def queue_batch(rng: random.Random) -> list[Chain]:
 
 def trace_of(chains: list[Chain], device_share: float) -> Trace:
     """Run the lines through a simulated device pool."""
-    trace = Trace(JobPlan(chains), different=len({block for chain in chains for block in chain}))
+    trace = Trace(chains, different=len({block for chain in chains for block in chain}))
     slots = max(int(trace.different * device_share), max(len(chain) for chain in chains) + GENERATED_BLOCKS)
     device: OrderedDict[BlockHash, None] = OrderedDict()
     for number, chain in enumerate(chains):
@@ -101,18 +101,17 @@ def trace_of(chains: list[Chain], device_share: float) -> Trace:
 
 
 def replay(trace: Trace, config: StoreConfig, *, planned: bool) -> tuple[int, int]:
-    """Hits, and blocks written to disk, of a real store."""
+    """Hits, and blocks written to disk, of a real store. ``planned``: it follows the plan, which is whole."""
     hits = 0
     data, out = np.zeros(BLOCK_BYTES, np.uint8), np.zeros(BLOCK_BYTES, np.uint8)
     with BlockStore.open(config) as store:
-        if planned:
-            store.follow(trace.plan)
+        following = store.follow(JobPlan(trace.chains, whole=True) if planned else None)
         for number, (lookups, puts) in enumerate(zip(trace.lookups, trace.puts, strict=True)):
             count = store.match(lookups)
             hits += sum(store.get_many([(block, out) for block in lookups[:count]]))
-            if planned:
-                store.advance(number + 1)
-            store.put_many([(block, data) for block in puts])
+            following.advance(number + 1)
+            following.took(lookups)
+            store.put_many([(block, data) for block in puts if following.lets_go(block) or not planned])
         store.flush()
         store.check()
         written = store.stats().tiers["disk"].stores if config.disk_dir else 0
@@ -135,13 +134,14 @@ def optimum(trace: Trace, slots: int) -> Optimum:
             next_lookup.setdefault(block, []).append(number)
     for times in next_lookup.values():
         times.reverse()
+    depths = {block: depth for chain in trace.chains for depth, block in enumerate(chain)}
     held: dict[BlockHash, tuple[int, int]] = {}
     furthest: list[tuple[int, int, BlockHash]] = []
     each = prefixes = 0
 
     def keep(block: BlockHash) -> None:
         times = next_lookup.get(block)
-        held[block] = (times[-1] if times else NEVER, trace.plan.depth(block))
+        held[block] = (times[-1] if times else NEVER, depths.get(block, 0))
         heapq.heappush(furthest, (-held[block][0], -held[block][1], block))
         while len(held) > slots:
             line, depth, coldest = heapq.heappop(furthest)

@@ -74,6 +74,7 @@ def options(model: Path, source: Path, output: Path, **changes: Any) -> RunOptio
         "host_kv_bytes": 0,
         "disk_kv_bytes": 0,
         "disk_dir": None,
+        "kv_policy": "plan",
         "block_tokens": 16,
         "max_batch_tokens": 64,
         "max_sequences": 64,

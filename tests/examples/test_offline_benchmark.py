@@ -14,7 +14,7 @@ from harness.measure import measured
 from harness.models import RANDOM_MODEL, Shape, checkpoint, shape_of, tiny_llama
 from harness.modes import short_lines
 from harness.peers import PEERS
-from harness.workloads import WORKLOADS, Workload, make
+from harness.workloads import PANELS, WORKLOADS, Workload, make
 
 from spillway.api.lines import BatchLine, parse_line
 
@@ -38,14 +38,14 @@ def test_a_shared_prefix_counts_once() -> None:
     assert apart - together == 64 * SHAPE.token_flops + attention
 
 
-@pytest.mark.parametrize("name", WORKLOADS)
+@pytest.mark.parametrize("name", [*WORKLOADS, PANELS])
 def test_workloads_are_seeded_and_their_lines_are_valid(name: str, tmp_path: Path) -> None:
     work = make(name, 8192)
     assert work == make(name, 8192)
     assert work != make(name, 8192, seed=1)
     work.write_jsonl(tmp_path / "in.jsonl", "m")
     lines = (tmp_path / "in.jsonl").read_bytes().splitlines()
-    assert len(lines) == len(work.lines)
+    assert len(lines) * work.prompts_per_line == len(work.lines)
     assert all(isinstance(parse_line(line, at), BatchLine) for at, line in enumerate(lines, 1))
 
 

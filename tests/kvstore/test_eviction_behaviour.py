@@ -17,10 +17,15 @@ from spillway.kvstore.planning.uses import NextUses
 NAMES = [name(number) for number in range(30)]
 
 
-def planned() -> NextUse:
+def planned(*, whole: bool = False) -> NextUse:
     uses = NextUses()
-    uses.begin(JobPlan([NAMES[number : number + 4] for number in (0, 8, 4, 0, 16)]))
-    return NextUse(uses, LRU())
+    uses.begin(JobPlan([NAMES[number : number + 4] for number in (0, 8, 4, 0, 16)], whole=whole))
+    return NextUse(uses, LRU(), below_device=True)
+
+
+def plan_of(policy: NextUse) -> JobPlan:
+    assert policy._uses.plan is not None
+    return policy._uses.plan
 
 
 POLICIES: dict[str, Callable[[], EvictionPolicy]] = {
@@ -108,16 +113,22 @@ class TestARC:
 class TestNextUse:
     """Belady's order on a plan of lines 0 … 4, each with four blocks; line 3 is line 0 again."""
 
-    def test_what_no_line_needs_leaves_first_then_the_unplanned_then_the_furthest(self) -> None:
+    def test_what_the_plan_does_not_know_leaves_first_then_the_furthest(self) -> None:
         policy = planned()
-        spent, unplanned, at_4, at_1 = NAMES[0], NAMES[29], NAMES[16], NAMES[8]
-        policy._uses.advance(1)
-        for block in (at_1, at_4, unplanned, spent):
+        again, unplanned, at_4, at_1 = NAMES[0], NAMES[29], NAMES[16], NAMES[8]
+        policy.rekey(plan_of(policy).advance(1))
+        for block in (at_1, at_4, unplanned, again):
             policy.insert(block)
-        assert policy.coldest(4) == [unplanned, at_4, spent, at_1], "line 0's blocks are needed again by line 3"
-        policy.rekey(policy._uses.advance(4))
-        assert set(policy.coldest(2)) == {spent, at_1}, "no line needs them any more"
-        assert policy.coldest(4)[2:] == [unplanned, at_4]
+        assert policy.coldest(4) == [unplanned, at_4, again, at_1], "line 0's blocks are needed again by line 3"
+        policy.rekey(plan_of(policy).advance(4))
+        assert policy.coldest(4)[3:] == [at_4], "no line needs the others, as far as is known"
+
+    def test_what_a_whole_plan_does_not_name_leaves_before_all_others(self) -> None:
+        policy = planned(whole=True)
+        policy.rekey(plan_of(policy).advance(2))
+        for block in (NAMES[16], NAMES[8], NAMES[4], NAMES[29]):
+            policy.insert(block)
+        assert policy.coldest(4) == [NAMES[8], NAMES[29], NAMES[16], NAMES[4]]
 
     def test_of_one_line_the_last_block_leaves_first(self) -> None:
         policy = planned()
@@ -125,30 +136,46 @@ class TestNextUse:
             policy.insert(block)
         assert policy.coldest(4) == NAMES[16:20][::-1]
 
-    def test_a_spent_block_is_not_worth_writing(self) -> None:
-        policy = planned()
-        assert policy.worth_keeping(NAMES[8])
-        assert policy.worth_keeping(NAMES[29]), "what the plan does not know may be needed"
-        policy._uses.advance(2)
-        assert not policy.worth_keeping(NAMES[8])
+    def test_a_spent_block_is_not_worth_writing_if_the_plan_is_whole(self) -> None:
+        for whole in (False, True):
+            policy = planned(whole=whole)
+            assert policy.worth_keeping(NAMES[8])
+            assert policy.worth_keeping(NAMES[29]) == (not whole)
+            assert policy.unplanned(NAMES[29]) == (not whole)
+            plan_of(policy).advance(2)
+            assert policy.worth_keeping(NAMES[8]) == (not whole)
 
-    def test_an_expected_block_is_kept_until_it_was_loaded(self) -> None:
-        policy = planned()
-        policy._uses.advance(5)
+    def test_an_expected_block_is_kept_whatever_the_plan_says(self) -> None:
+        policy = planned(whole=True)
+        plan_of(policy).advance(5)
         for block in NAMES[:2]:
             policy.insert(block)
         policy._uses.expect([NAMES[0]])
         policy.rekey([NAMES[0]])
         assert policy.worth_keeping(NAMES[0])
         assert policy.coldest(2) == [NAMES[1], NAMES[0]]
-        policy._uses.delivered([NAMES[0]])
+        policy._uses.met([NAMES[0]])
         assert not policy.worth_keeping(NAMES[0])
+
+    def test_a_copy_of_what_the_device_has_leaves_before_what_is_needed(self) -> None:
+        policy = planned()
+        policy.insert(NAMES[0])
+        policy.insert(NAMES[16])
+        policy._uses.took([NAMES[0]])
+        policy.rekey([NAMES[0]])
+        assert policy.coldest(2) == [NAMES[0], NAMES[16]]
+        assert not policy.worth_keeping(NAMES[0]), "the device puts it again"
+        policy._uses.let_go([NAMES[0]])
+        policy.rekey([NAMES[0]])
+        assert policy.coldest(2) == [NAMES[16], NAMES[0]]
+        assert policy.worth_keeping(NAMES[0])
 
     def test_sooner_compares_next_uses(self) -> None:
         policy = planned()
-        policy._uses.advance(2)
-        at_2, at_4, spent, unplanned = NAMES[4], NAMES[16], NAMES[8], NAMES[29]
-        order = [at_2, at_4, unplanned, spent]
+        plan_of(policy).advance(2)
+        policy._uses.took([NAMES[0]])
+        at_2, at_4, unplanned, on_device = NAMES[4], NAMES[16], NAMES[29], NAMES[0]
+        order = [at_2, at_4, unplanned, on_device]
         for place, block in enumerate(order):
             assert [policy.sooner(block, other) for other in order[place + 1 :]] == [True] * (3 - place)
             assert [policy.sooner(other, block) for other in order[place + 1 :]] == [False] * (3 - place)

@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from kv_factories import IDENTITY, OTHER_IDENTITY, blank, content, name, store_config
 
-from spillway.kvstore import BlockStore, JobPlan
+from spillway.kvstore import BlockHash, BlockStore, JobPlan
 
 NUMBERS = st.integers(0, 29)
 BATCHES = st.lists(NUMBERS, min_size=1, max_size=6)
@@ -53,22 +53,47 @@ class StoreMachine(RuleBasedStateMachine):
         self.gets += len(numbers)
         self.hits += sum(found)
 
+    def names(self, numbers: Iterable[int]) -> list[BlockHash]:
+        return [name(number, self.identity) for number in numbers]
+
     @rule(numbers=BATCHES)
     def prefetch(self, numbers: list[int]) -> None:
         self.store.prefetch([name(n, self.identity) for n in numbers])
 
-    @rule(lines=st.lists(BATCHES, max_size=5))
-    def follow(self, lines: list[list[int]]) -> None:
+    @rule(lines=st.lists(BATCHES, max_size=5), whole=st.booleans())
+    def follow(self, lines: list[list[int]], whole: bool) -> None:
         self.planned = True
-        self.store.follow(JobPlan([[name(n, self.identity) for n in dict.fromkeys(line)] for line in lines]))
+        self.store.follow(JobPlan([self.names(dict.fromkeys(line)) for line in lines], whole=whole))
+
+    @rule(line=BATCHES)
+    def announce(self, line: list[int]) -> None:
+        self.store.following.announce(self.names(dict.fromkeys(line)))
+
+    @rule(numbers=BATCHES)
+    def take(self, numbers: list[int]) -> None:
+        self.store.following.took(self.names(numbers))
+
+    @rule(number=NUMBERS)
+    def let_go(self, number: int) -> None:
+        block = name(number, self.identity)
+        if self.store.following.lets_go(block):
+            self.put([number])
+
+    @rule(whole=st.booleans())
+    def scatter(self, whole: bool) -> None:
+        self.store.following.whole = whole
 
     @rule(position=st.integers(0, 6))
     def advance(self, position: int) -> None:
-        self.store.advance(position)
+        self.store.following.advance(position)
 
     @rule(numbers=BATCHES)
     def expect(self, numbers: list[int]) -> None:
-        self.store.expect([name(n, self.identity) for n in numbers])
+        self.store.following.expect(self.names(numbers))
+
+    @rule(numbers=BATCHES)
+    def meet(self, numbers: list[int]) -> None:
+        self.store.following.met(self.names(numbers))
 
     @rule()
     def flush(self) -> None:

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spillway.kvstore import BlockStore, KVIdentity, StoreConfig
+from spillway.kvstore import BlockStore, JobPlan, KVIdentity, StoreConfig, StoreStats
 from spillway.node_agent.blocks import BlockManager
 from spillway.node_agent.plan import StepPlan, StepResult
 from spillway.node_agent.request import Request, SamplingParams, Sequence
@@ -86,6 +86,7 @@ class Harness:
     rank: HashChainRank
     finished: list[Sequence] = field(default_factory=list)
     max_running: int = 0
+    store: StoreStats | None = None
 
     def step(self) -> None:
         step = self.scheduler.schedule()
@@ -136,6 +137,8 @@ class Case:
     batch_tokens: int
     sequences: int
     miss_rate: float
+    whole: bool | None
+    """Of the plan that the store follows; None: it follows none."""
 
 
 @st.composite
@@ -156,6 +159,7 @@ def cases(draw: st.DrawFn) -> Case:
         batch_tokens=draw(st.sampled_from([1, 3, 16, 200])),
         sequences=draw(st.sampled_from([1, 3, 64])),
         miss_rate=draw(st.sampled_from([0.0, 0.0, 0.3, 1.0])),
+        whole=draw(st.sampled_from([None, False, True])),
     )
 
 
@@ -168,6 +172,8 @@ def run(case: Case, directory: Path) -> Harness:
         store = BlockStore.open(
             StoreConfig(block_bytes, IDENTITY, host_bytes, disk_bytes, directory if case.disk else None)
         )
+        if case.whole is not None:
+            store.follow(JobPlan(whole=case.whole))
     config = SchedulerConfig(case.batch_tokens, case.sequences)
     scheduler = Scheduler(config, BlockManager(case.blocks, BLOCK_TOKENS), store, IDENTITY.root())
     pool = np.full((case.blocks, BLOCK_TOKENS, SLOT_BYTES), 0xDD, np.uint8)
@@ -183,6 +189,11 @@ def run(case: Case, directory: Path) -> Harness:
         assert not scheduler.num_running
         assert not scheduler.num_waiting, "sequences were left behind"
         assert scheduler.blocks.used == 0
+        if store is not None:
+            harness.store = store.stats()
+            uses = store._parts.uses
+            assert not uses._expected, "whoever was preempted came back"
+            assert uses.plan is None or uses.plan.position == len(case.prompts), "every line has begun"
     finally:
         if store is not None:
             store.close()
@@ -216,6 +227,7 @@ def shared_document(**changes: object) -> Case:
         "batch_tokens": 64,
         "sequences": 64,
         "miss_rate": 0.0,
+        "whole": None,
     }
     return Case(**(values | changes))  # type: ignore[arg-type]
 
@@ -227,13 +239,40 @@ def test_a_shared_document_is_computed_once(directory: Path) -> None:
     assert stats.step_tokens == stats.prompt_tokens - stats.reused_tokens + 12 * 5
 
 
-def test_preemption_brings_kv_back_instead_of_computing_it_again(directory: Path) -> None:
+@pytest.mark.parametrize("whole", [None, False, True])
+def test_preemption_brings_kv_back_instead_of_computing_it_again(directory: Path, whole: bool | None) -> None:
     prompts = [[number % VOCAB, *([number // VOCAB] * 7)] for number in range(10)]
-    case = shared_document(prompts=prompts, max_tokens=100, blocks=40, host_blocks=400)
+    case = shared_document(prompts=prompts, max_tokens=100, blocks=40, host_blocks=400, whole=whole)
     harness = run(case, directory)
     stats = harness.scheduler.stats
     assert stats.preemptions > 0
     assert stats.step_tokens == stats.prompt_tokens - stats.reused_tokens + 10 * 99, "no token is computed twice"
+
+
+def test_under_a_whole_plan_only_what_will_be_read_again_is_stored(directory: Path) -> None:
+    """One line at a time through a pool of two lines, and none has a block that another one needs."""
+    prompts = [[(number + at) % VOCAB for at in range(20)] for number in range(VOCAB)]
+    changes = {"prompts": prompts, "blocks": 14, "host_blocks": 400, "sequences": 1}
+    without = run(shared_document(**changes), directory).store
+    planned = run(shared_document(**changes, whole=True), directory).store
+    assert without is not None
+    assert planned is not None
+    assert (without.puts > 15, without.spared) == (True, 0)
+    assert (planned.puts, planned.spared > 15) == (0, True)
+
+
+def test_a_plan_keeps_what_is_asked_for_in_turn(directory: Path) -> None:
+    """Six documents, asked about in turn; device and host together hold half of them. The worst case for recency."""
+    documents = [[*([number % VOCAB, number // VOCAB] * 2), *range(4)] * 5 for number in range(6)]
+    prompts = [[*documents[number % 6], number % VOCAB, number // VOCAB] for number in range(30)]
+    changes = {"prompts": prompts, "blocks": 13, "host_blocks": 20, "sequences": 1, "batch_tokens": 500}
+    recency = run(shared_document(**changes), directory)
+    planned = run(shared_document(**changes, whole=True), directory)
+    assert recency.scheduler.stats.reused_tokens == 0
+    assert planned.scheduler.stats.reused_tokens > 0.25 * planned.scheduler.stats.prompt_tokens
+    assert recency.store is not None
+    assert planned.store is not None
+    assert planned.store.puts < recency.store.puts
 
 
 def test_without_a_tier_preemption_computes_again_and_nothing_is_lost(directory: Path) -> None:

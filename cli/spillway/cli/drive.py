@@ -42,7 +42,9 @@ class Driver:
         runner: LineRunner[int] = LineRunner(self.engine, self.translator)
         exhausted = False
         while not self.stop():
-            exhausted = exhausted or not self._feed(source, runner)
+            if not exhausted and not self._feed(source, runner):
+                exhausted = True
+                runner.end()
             if not runner.num_lines:
                 if exhausted:
                     return

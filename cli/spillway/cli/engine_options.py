@@ -25,6 +25,7 @@ class EngineOptions:
     host_kv_bytes: int | None
     disk_kv_bytes: int | None
     disk_dir: Path | None
+    kv_policy: str
     block_tokens: int
     max_batch_tokens: int | None
     max_sequences: int
@@ -66,6 +67,7 @@ def engine_config(options: EngineOptions, spec: DecoderSpec, dtype: str, default
         disk_dir=(options.disk_dir or default_disk_dir) if disk_kv else None,
         max_batch_tokens=max_batch_tokens,
         max_sequences=options.max_sequences,
+        kv_policy=options.kv_policy,
     )
 
 

@@ -26,6 +26,8 @@ from spillway.cli.options import (
     Dtype,
     DtypeOption,
     HostKvOption,
+    KvPolicy,
+    KvPolicyOption,
     ModelOption,
     SeedOption,
 )
@@ -71,6 +73,7 @@ def run(
             "else it lies in the job's folder and goes with it."
         ),
     ] = None,
+    kv_policy: KvPolicyOption = KvPolicy.PLAN,
     block_tokens: BlockTokensOption = 16,
     max_batch_tokens: BatchTokensOption = None,
     max_batch_size: BatchSizeOption = 256,
@@ -103,6 +106,7 @@ def run(
         host_kv_bytes=host_kv,
         disk_kv_bytes=disk_kv,
         disk_dir=disk_dir,
+        kv_policy=kv_policy.value,
         block_tokens=block_tokens,
         max_batch_tokens=max_batch_tokens,
         max_sequences=max_batch_size,

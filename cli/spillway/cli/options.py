@@ -27,6 +27,14 @@ class Device(StrEnum):
     CUDA = "cuda"
 
 
+class KvPolicy(StrEnum):
+    """By what KV is kept, written and fetched."""
+
+    PLAN = "plan"
+    LRU = "lru"
+    ARC = "arc"
+
+
 ModelOption = Annotated[str, typer.Option(help="Checkpoint folder (safetensors) or Hugging Face hub id.")]
 DtypeOption = Annotated[
     Dtype | None, typer.Option(help="Element type of weights and KV. Default: float32 on CPU, bfloat16 on CUDA.")
@@ -56,6 +64,13 @@ DiskKvOption = Annotated[
         parser=parse_size,
         metavar="SIZE",
         help="Disk space that KV spills to. Default: none, or 16GiB where --disk-dir is given.",
+    ),
+]
+KvPolicyOption = Annotated[
+    KvPolicy,
+    typer.Option(
+        help="By what KV is kept below the device: by what the coming lines need, or, not looking ahead, by what was "
+        "used last (lru) or last and often (arc)."
     ),
 ]
 BlockTokensOption = Annotated[int, typer.Option(min=1, max=256, help="Tokens in one KV block.")]

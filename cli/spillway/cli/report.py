@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from spillway.cli.sizes import format_size
+from spillway.kvstore import StoreStats
 from spillway.node_agent.engine import EngineStats
 
 
@@ -103,6 +104,8 @@ class RunReport:
             f"prefix hits: [bold]{self.prefix_hit_share:.1%}[/] of prompt tokens; {scheduler.preemptions} preemptions; "
             f"pool waste {scheduler.waste_share:.1%}; peak memory {format_size(peak_rss_bytes())}"
         )
+        if self.engine.store is not None and (foreseen := _foreseen(self.engine.store)):
+            console.print(foreseen)
         console.print(self._tier_table())
 
     def _tier_table(self) -> Table:
@@ -126,6 +129,20 @@ class RunReport:
                 str(tier.verify_failures),
             )
         return table
+
+
+def _foreseen(store: StoreStats) -> str:
+    """What the plan was good for; empty if there was none, or nothing to do."""
+    parts = [
+        f"{count:,} blocks {text}"
+        for count, text in (
+            (store.spared, "not written, since no line reads them again"),
+            (store.prefetch_hits, "in host memory ahead of need"),
+            (store.late_loads, "late"),
+        )
+        if count
+    ]
+    return f"foreseen: {', '.join(parts)}" if parts else ""
 
 
 def peak_rss_bytes() -> int:

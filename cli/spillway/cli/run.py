@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
@@ -122,6 +122,7 @@ def _run_job(options: RunOptions, checkpoint: Checkpoint, digest: str, dtype: st
     with stop.installed():
         started = time.monotonic()
         config = engine_config(options, checkpoint.spec, dtype, job.paths.directory / KV_FOLDER)
+        config = replace(config, private=not (config.disk_kv_bytes and options.disk_dir))
         loaded = load_engine(checkpoint, digest, config)
         load_s = time.monotonic() - started
         console.print(f"spillway: {describe_tiers(loaded, config)}")

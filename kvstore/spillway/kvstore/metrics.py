@@ -57,6 +57,9 @@ class StoreCollector(Collector):
             ("gets", "Blocks asked for.", stats.gets),
             ("recomputes_avoided", "Blocks that some tier delivered.", stats.hits),
             ("misses", "Blocks that no tier delivered.", stats.misses),
+            ("spared", "Blocks that left the device without a copy: nobody will read them again.", stats.spared),
+            ("prefetch_hits", "Blocks fetched ahead of need and then delivered.", stats.prefetch_hits),
+            ("late_loads", "Planned blocks that came from below host memory while a line waited.", stats.late_loads),
         ):
             yield CounterMetricFamily(f"spillway_kv_{name}", text, value=value)
         yield GaugeMetricFamily("spillway_kv_queued_writes", "Blocks on their way to disk.", value=stats.queued_writes)

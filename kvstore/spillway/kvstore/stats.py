@@ -71,6 +71,9 @@ class TierStats:
 class StoreStats:
     """The whole store. ``misses``: blocks that no tier delivered. ``prefetches``: blocks, by what came of them.
     ``served``: what the block server did for peers, by outcome; empty where there is none. ``index``: the shared one's.
+
+    Under a plan: ``spared`` blocks left the device without a copy, since nobody will read them again. ``prefetch_hits``
+    were brought to host memory ahead of need and then delivered; ``late_loads`` came from below it while a line waited.
     """
 
     tiers: dict[str, TierStats]
@@ -84,6 +87,9 @@ class StoreStats:
     queued_reads: int
     served: dict[str, int] = field(default_factory=dict)
     index: IndexStats | None = None
+    spared: int = 0
+    prefetch_hits: int = 0
+    late_loads: int = 0
 
 
 @dataclass(slots=True)

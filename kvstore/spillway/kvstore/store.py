@@ -19,6 +19,7 @@ from .index.memory import MemoryIndex
 from .outcomes import MissReason, StoreOutcome
 from .peer.orders import Orders
 from .peer.wire import Result
+from .planning.follower import Follower
 from .planning.job_plan import JobPlan
 from .planning.prefetch import Prefetcher
 from .stats import StoreStats
@@ -47,8 +48,10 @@ class BlockStore:
         self._demotion = parts.demotion
         self._retains = config.host_bytes > 0
         self._prefetcher = Prefetcher(parts.uses, parts.held, parts.readers, self._promote)
+        self.following = self._follower()
+        """Where the engine tells how its job goes on: see `follow`."""
         self._closed = False
-        self._puts = self._put_drops = self._gets = self._hits = 0
+        self._puts = self._put_drops = self._gets = self._hits = self._late = 0
         if parts.server is not None:
             lanes = [lane for lane in self._lanes() if lane.tier is parts.held or lane.tier in parts.own]
             parts.server.start(Orders(lanes, self._warm))
@@ -72,10 +75,6 @@ class BlockStore:
         self._require_open()
         items = [(block, readable(buffer, self.config.block_bytes)) for block, buffer in blocks]
         deadline = time.monotonic() + self.config.deadlines.put_s
-        if self._parts.uses.plan is not None:
-            returned = [block for block, _ in items]
-            self._parts.uses.returned(returned)
-            self._rekey(returned)
         # Last block first: it is then the coldest, and a prefix is of use only from its beginning.
         kept = [self._put(block, raw, deadline) for block, raw in reversed(items)][::-1]
         self._puts += len(kept)
@@ -93,18 +92,18 @@ class BlockStore:
         self._require_open()
         items = [(block, writable(buffer, self.config.block_bytes)) for block, buffer in blocks]
         found = [self._get_from_host(block, out) for block, out in reversed(items)][::-1]
+        self._prefetcher.delivered([block for (block, _), hit in zip(items, found, strict=True) if hit])
+        in_host = found.count(True)
         for reader in self._parts.readers:
             rest = [position for position, hit in enumerate(found) if not hit]
             if not rest:
                 break
             for position, hit in zip(rest, self._get_from(reader, [items[p] for p in rest]), strict=True):
                 found[position] = hit
-        if self._parts.uses.plan is not None:
-            delivered = [block for (block, _), hit in zip(items, found, strict=True) if hit]
-            self._parts.uses.delivered(delivered)
-            self._rekey(delivered)
         self._gets += len(found)
         self._hits += found.count(True)
+        if self._retains and self._parts.uses.plan is not None:
+            self._late += found.count(True) - in_host
         return found
 
     def match(self, blocks: Sequence[BlockHash]) -> int:
@@ -127,34 +126,18 @@ class BlockStore:
         if self._retains:
             self._prefetcher.fetch(blocks, time.monotonic() + self.config.deadlines.load_s)
 
-    def follow(self, plan: JobPlan | None) -> None:
-        """Evict and prefetch by ``plan`` from its first line on; None: by recency alone.
+    def follow(self, plan: JobPlan | None) -> Follower:
+        """Evict, write and prefetch by ``plan``; None: by recency alone. Returns `following`, for the engine's thread.
 
-        Under a plan, a block that ``get_many`` delivered counts as held by the device: host memory gives its copy up
-        early. So put it again when the device lets go of it, even if `contains` says that it is here: a block that is
-        here is not copied again.
+        The engine tells it of every line that comes and begins, and of every block that the device takes and lets go
+        of. Under a plan, a block that is loaded from disk for the device is not copied to host memory on the way.
         """
         self._require_open()
         self._parts.uses.begin(plan)
-        for policy in self._parts.policies:
-            policy.rekey(policy.blocks())
         self._prefetcher.restart()
-        self.advance(0)
-
-    def advance(self, position: int) -> None:
-        """All lines of the plan before ``position`` have begun. Positions only rise."""
-        self._require_open()
-        before = self._parts.uses.position
-        self._rekey(self._parts.uses.advance(position))
-        if self._retains:
-            self._prefetcher.look_ahead(self._parts.uses.position - before)
-
-    def expect(self, blocks: Iterable[BlockHash]) -> None:
-        """``blocks`` will be loaded soon, whatever the plan says: those of a sequence that was preempted."""
-        self._require_open()
-        expected = list(blocks)
-        self._parts.uses.expect(expected)
-        self._rekey(expected)
+        self.following.rekey_all()
+        self.following.advance(0)
+        return self.following
 
     def flush(self) -> bool:
         """Write what only host memory holds to disk; whether all of it was written within ``deadlines.flush_s``."""
@@ -180,6 +163,9 @@ class BlockStore:
             queued_reads=sum(reader.queued for reader in self._parts.readers),
             served=self._parts.server.outcomes if self._parts.server else {},
             index=self._parts.index.stats(),
+            spared=self.following.spared,
+            prefetch_hits=self._prefetcher.hits,
+            late_loads=self._late,
         )
 
     def check(self) -> None:
@@ -281,7 +267,7 @@ class BlockStore:
 
     def _deliver(self, lane: Lane, out: Bytes, header: BlockHeader, stored: Bytes) -> MissReason | None:
         failure = lane.unseal(header, stored, out)
-        if failure is None and self._retains:
+        if failure is None and self._retains and (self._parts.uses.plan is None or lane.tier not in self._parts.own):
             self._promote(lane, header, stored)
         return failure
 
@@ -305,9 +291,10 @@ class BlockStore:
             for block, held in zip(blocks, below, strict=True)
         ]
 
-    def _rekey(self, blocks: Sequence[BlockHash]) -> None:
-        for policy in self._parts.policies:
-            policy.rekey(blocks)
+    def _follower(self) -> Follower:
+        prefetcher = self._prefetcher if self._retains else None
+        held = self._held.contains if self._retains else self.contains
+        return Follower(self._parts.uses, self._parts.policies, prefetcher, held, self.contains)
 
     def _lanes(self) -> list[Lane]:
         return [self._host, *(reader.lane for reader in self._parts.readers)]

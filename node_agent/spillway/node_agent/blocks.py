@@ -2,7 +2,8 @@
 
 A block is in exactly one of three states. *Free*: no one refers to it and its bytes mean nothing. *Used*: one or more
 sequences refer to it. *Cached*: no one refers to it, but its bytes are known by hash and can be taken up again; cached
-blocks leave in least-recently-used order. ``free + used + cached`` is the pool, always: ``check`` proves it.
+blocks leave in least-recently-used order, those that were set aside before all others. ``free + used + cached`` is the
+pool, always: ``check`` proves it.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ class BlockManager:
         self._hash_of: list[BlockHash | None] = [None] * num_blocks
         self._block_of: dict[BlockHash, int] = {}
         self._cached: OrderedDict[int, None] = OrderedDict()
+        self._aside: OrderedDict[int, None] = OrderedDict()
         self._unspilled: OrderedDict[int, None] = OrderedDict()
 
     @property
     def available(self) -> int:
         """Blocks that ``allocate`` can hand out: free ones and cached ones."""
-        return len(self._free) + len(self._cached)
+        return len(self._free) + self.cached
 
     @property
     def used(self) -> int:
@@ -44,7 +46,7 @@ class BlockManager:
     @property
     def cached(self) -> int:
         """Blocks kept only because they may be wanted again."""
-        return len(self._cached)
+        return len(self._cached) + len(self._aside)
 
     def find(self, block_hash: BlockHash) -> int | None:
         """The block that holds this content, used or cached. Changes nothing."""
@@ -73,7 +75,7 @@ class BlockManager:
         if self._free:
             block, evicted = self._free.pop(), None
         else:
-            block, _ = self._cached.popitem(last=False)
+            block, _ = (self._aside or self._cached).popitem(last=False)
             evicted = self._forget(block)
         self._refs[block] = 1
         return block, evicted
@@ -81,7 +83,7 @@ class BlockManager:
     def acquire(self, block: int) -> None:
         """One more reference to a used or cached block."""
         if self._refs[block] == 0:
-            del self._cached[block]
+            del (self._aside if block in self._aside else self._cached)[block]
         self._refs[block] += 1
 
     def release(self, blocks: Sequence[int]) -> None:
@@ -93,6 +95,22 @@ class BlockManager:
             if self._hash_of[block] is None:
                 self._free.append(block)
             else:
+                self._cached[block] = None
+
+    def set_aside(self, names: Sequence[BlockHash]) -> None:
+        """Nobody is known to need these contents again: those that are cached go before all others, in this order."""
+        for name in names:
+            block = self._block_of.get(name)
+            if block is not None and block in self._cached:
+                del self._cached[block]
+                self._aside[block] = None
+
+    def bring_back(self, names: Sequence[BlockHash]) -> None:
+        """Somebody needs these contents after all."""
+        for name in reversed(names) if self._aside else ():
+            block = self._block_of.get(name)
+            if block is not None and block in self._aside:
+                del self._aside[block]
                 self._cached[block] = None
 
     def seal(self, block: int, block_hash: BlockHash, *, spilled: bool = False) -> int:
@@ -140,7 +158,9 @@ class BlockManager:
         Raises:
             RuntimeError: an invariant is broken; the message says which.
         """
-        free, cached = set(self._free), set(self._cached)
+        free, cached = set(self._free), set(self._cached) | set(self._aside)
+        if len(cached) != self.cached:
+            raise RuntimeError("a block is cached and set aside")
         used = {block for block in range(self.num_blocks) if self._refs[block] > 0}
         if len(free) != len(self._free) or len(free) + len(cached) + len(used) != self.num_blocks:
             raise RuntimeError(f"pool of {self.num_blocks}: {len(free)} free, {len(cached)} cached, {len(used)} used")

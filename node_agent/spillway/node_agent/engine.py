@@ -5,13 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from spillway.kvstore import BlockStore, StoreStats
+from spillway.kvstore import BlockStore, JobPlan, StoreStats
 from spillway.node_agent.detokenize import TextTail
 from spillway.node_agent.rank import Rank
 from spillway.node_agent.request import Finish, Request, RequestOutput, Sequence
 from spillway.node_agent.sampler import Sampled, Sampler
 from spillway.node_agent.scheduler import Scheduler, SchedulerStats, Step
 from spillway.node_agent.tokenizer import Tokenizer
+
+WINDOW_TOKENS = 1 << 17, 1 << 19
+"""How many tokens of prompts the engine wants to know ahead, at least and at most: what the tiers keep is planned over
+them. Enough to see which lines share a prefix; not more than some tens of MiB of tokens and names, however large the
+tiers are."""
 
 
 class Phase(Enum):
@@ -69,11 +74,33 @@ class Engine:
         self._sampler = Sampler(tokenizer.eos_ids)
         self._pending: dict[int, _Pending] = {}
         self._generated_tokens = 0
+        self._whole = store is not None and store.following.whole
 
     @property
     def pool_tokens(self) -> int:
         """How many tokens the device pool holds."""
         return self._scheduler.blocks.num_blocks * self._scheduler.blocks.block_tokens
+
+    @property
+    def window_tokens(self) -> int:
+        """How many tokens of prompts to add ahead: about what all tiers together hold, within `WINDOW_TOKENS`."""
+        held = self.pool_tokens
+        if self._store is not None:
+            config = self._store.config
+            blocks = (config.host_bytes + config.disk_bytes) // config.block_bytes
+            held += blocks * self._scheduler.blocks.block_tokens
+        least, most = WINDOW_TOKENS
+        return min(max(held, least), most)
+
+    def lines_scatter(self) -> None:
+        """Lines that share a prefix may come far apart: what the known ones do not need may be needed all the same."""
+        if self._store is not None:
+            self._store.following.whole = False
+
+    def lines_end(self) -> None:
+        """All lines are known."""
+        if self._store is not None:
+            self._store.following.whole = self._whole
 
     @property
     def num_requests(self) -> int:
@@ -198,9 +225,13 @@ class Engine:
         )
 
     def close(self, *, keep: bool) -> None:
-        """Close the store. With ``keep``, it first gets the sealed blocks that it never saw, for the next start."""
+        """Close the store. With ``keep``, it first gets the sealed blocks that it never saw, for the next start.
+
+        Else nothing is written any more.
+        """
         if self._store is None:
             return
+        self._store.follow(None if keep else JobPlan(whole=True))
         if keep:
             while batch := self._scheduler.blocks.take_unspilled(64):
                 self._rank.save([(block, name) for block, name in batch if not self._store.contains(name)])

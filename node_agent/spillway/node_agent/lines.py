@@ -13,9 +13,8 @@ from spillway.node_agent.completion import LineTranslator, kv_capacity_message
 from spillway.node_agent.engine import Engine, FailureKind, Phase, RequestFailure
 from spillway.node_agent.request import Request, RequestOutput
 
-LOOKAHEAD_TOKENS = 1 << 17
-"""Prompts tokenized ahead of the engine: enough to see which share a prefix, a few MiB of memory."""
 LOOKAHEAD_SEQUENCES = 1024
+"""Prompts in the engine at most, however short."""
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -63,19 +62,25 @@ class LineRunner(Generic[Key]):
     @property
     def has_room(self) -> bool:
         """Whether the engine would profit from knowing further lines."""
-        return self._tokens < LOOKAHEAD_TOKENS and self._engine.num_requests < LOOKAHEAD_SEQUENCES
+        return self._tokens < self._engine.window_tokens and self._engine.num_requests < LOOKAHEAD_SEQUENCES
 
     def add(self, key: Key, line: BatchLine, head: BodyHead) -> LineError | None:
         """Queue a line; or why it cannot run."""
         requests = self._translator.requests(line)
         if isinstance(requests, LineError):
             return requests
+        if len(requests) > 1:  # in order of their first prompts, the others are anywhere
+            self._engine.lines_scatter()
         opened = self._open[key] = _OpenLine(key, line, head, requests)
         for request in requests:
             self._by_request[request.id] = opened
             self._tokens += len(request.prompt)
             self._engine.add(request)
         return None
+
+    def end(self) -> None:
+        """No further line will be added."""
+        self._engine.lines_end()
 
     def step(self) -> list[tuple[Key, LineAnswer | LineError]]:
         """One step of the engine; the lines that ended in it."""

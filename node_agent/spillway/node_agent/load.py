@@ -9,7 +9,7 @@ import torch
 
 from spillway.api.errors import SpillwayError
 from spillway.kernels.cpu.compile import warm_up
-from spillway.kvstore import BlockStore, KVIdentity, KVStoreError, StoreConfig
+from spillway.kvstore import BlockStore, JobPlan, KVIdentity, KVStoreError, StoreConfig
 from spillway.node_agent.blocks import BlockManager
 from spillway.node_agent.checkpoint import Checkpoint
 from spillway.node_agent.completion import Limits
@@ -36,7 +36,12 @@ class TierError(SpillwayError):
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """How to run a model on this machine. Budgets in bytes; a tier with a budget of zero does not exist."""
+    """How to run a model on this machine. Budgets in bytes; a tier with a budget of zero does not exist.
+
+    ``kv_policy``: "plan" keeps, writes and fetches KV by what the coming lines need, else one of the store's evictions.
+    ``private``: the lines come in order of their prefixes, and nobody else will ask for their KV, now or later: what
+    the plan does not need is then not written at all.
+    """
 
     dtype: str
     device: str
@@ -48,6 +53,8 @@ class EngineConfig:
     max_batch_tokens: int
     max_sequences: int
     sharing: SharingConfig | None = None
+    kv_policy: str = "plan"
+    private: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +122,7 @@ def kv_identity(spec: DecoderSpec, weights_digest: str, dtype: str, block_tokens
 def _open_store(config: EngineConfig, identity: KVIdentity, size: int) -> BlockStore | None:
     if not config.host_kv_bytes and not config.disk_kv_bytes:
         return None
-    index, peers = None, None
+    index, peers, planned = None, None, config.kv_policy == "plan"
     try:
         if config.sharing is not None:
             index, peers = open_shared(config.sharing, identity, size)
@@ -125,11 +132,15 @@ def _open_store(config: EngineConfig, identity: KVIdentity, size: int) -> BlockS
             host_bytes=config.host_kv_bytes,
             disk_bytes=config.disk_kv_bytes,
             disk_dir=config.disk_dir,
+            eviction="lru" if planned else config.kv_policy,
             peers=peers,
         )
-        return BlockStore.open(settings, index)
+        store = BlockStore.open(settings, index)
     except KVStoreError as error:
         if index is not None:
             index.close()
         hint = f"One block is {size} bytes. Change --host-kv, --disk-kv or --disk-dir; 0 leaves a tier out."
         raise TierError(f"the KV store cannot be opened: {error}", hint) from error
+    if planned:
+        store.follow(JobPlan(whole=config.private))
+    return store

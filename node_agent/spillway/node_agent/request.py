@@ -89,6 +89,10 @@ class Sequence:
     """Chained hashes of the full blocks of ``tokens``, as far as they were needed."""
     computed: int = 0
     """Tokens whose KV is in ``blocks``."""
+    line: int = 0
+    """Its number in the job plan that the store follows."""
+    expected: list[BlockHash] = field(default_factory=list)
+    """What the store was told to expect when the sequence was preempted."""
     started: bool = False
     """Whether the sequence was ever admitted; a later admission is a resumption."""
     waits_for: BlockHash | None = None

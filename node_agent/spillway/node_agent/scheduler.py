@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import insort
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from spillway.kvstore import BlockHash, BlockStore, block_hash
 from spillway.node_agent.blocks import BlockManager
@@ -129,6 +130,11 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence by its order. The caller made sure that it fits the pool alone."""
+        if self._store is not None:
+            chain = self._hashes(sequence, len(sequence.tokens) // self.blocks.block_tokens)
+            sequence.line = self._store.following.lines
+            self._store.following.announce(chain)
+            self.blocks.bring_back(chain)
         insort(self._waiting, sequence, key=lambda each: each.order)
 
     # ── schedule ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -180,8 +186,8 @@ class Scheduler:
 
     def _allocate(self, step: Step) -> int:
         block, evicted = self.blocks.allocate()
-        if evicted is not None:
-            self._spill(block, evicted, step)
+        if evicted is not None and self._store is not None and self._store.following.lets_go(evicted):
+            step.plan.spills.append((block, evicted))
         return block
 
     def _spill(self, block: int, name: BlockHash, step: Step) -> None:
@@ -193,8 +199,13 @@ class Scheduler:
         step.preempted = True
         self.stats.preemptions += 1
         full, partial = divmod(sequence.computed, self.blocks.block_tokens)
-        if partial and self._store is not None and sequence.computed == len(sequence.tokens) - 1:
-            self._spill(sequence.blocks[full], self._partial_hash(sequence, sequence.computed), step)
+        if self._store is not None:
+            sequence.expected = self._hashes(sequence, full)
+            if partial and sequence.computed == len(sequence.tokens) - 1:
+                name = self._partial_hash(sequence, sequence.computed)
+                self._spill(sequence.blocks[full], name, step)
+                sequence.expected.append(name)
+            self._store.following.expect(sequence.expected)
         sources = {source for source, _ in step.plan.copies}
         for block in sources.intersection(sequence.blocks):
             self.blocks.acquire(block)
@@ -206,6 +217,9 @@ class Scheduler:
         self._running.remove(sequence)
         self._computing.difference_update(sequence.hashes)
         self.blocks.release(sequence.blocks)
+        if self._store is not None:
+            needs = self._store.following.needs  # whoever needs a block needs all before it
+            self.blocks.set_aside(list(takewhile(lambda name: not needs(name), reversed(sequence.hashes))))
         sequence.blocks = []
         sequence.computed = 0
 
@@ -275,6 +289,7 @@ class Scheduler:
             step.admissions.append(Admission(sequence, first, names, found.partial_tokens, resumed))
             step.plan.fetches.extend(zip(names, sequence.blocks[first:], strict=False))
             return
+        self._met(sequence)
         room = self.config.max_batch_tokens - step.plan.num_tokens
         step.add(sequence, min(len(sequence.tokens) - sequence.computed, room))
 
@@ -285,7 +300,9 @@ class Scheduler:
             self.stats.reused_tokens += tokens
 
     def _write_behind(self, step: Step) -> None:
-        if self._store is None or self.blocks.free > self.blocks.num_blocks * WRITE_BEHIND_FREE_SHARE:
+        if self._store is None or self._store.following.whole:  # then what is needed goes when it has to
+            return
+        if self.blocks.free > self.blocks.num_blocks * WRITE_BEHIND_FREE_SHARE:
             return
         for block, name in self.blocks.take_unspilled(WRITE_BEHIND_BLOCKS):
             self._spill(block, name, step)
@@ -305,12 +322,22 @@ class Scheduler:
             before = sequence.computed
             sequence.computed += len(work.tokens)
             self._seal(sequence, before // self.blocks.block_tokens, spilled=False)
+        self._advance()
         self.stats.steps += 1
         self.stats.peak_blocks = max(self.stats.peak_blocks, self.blocks.num_blocks - self.blocks.free)
         self.stats.step_tokens += step.plan.num_tokens
         for sequence in self._running:
             self.stats.slots_held += len(sequence.blocks) * self.blocks.block_tokens
             self.stats.slots_filled += min(len(sequence.tokens), len(sequence.blocks) * self.blocks.block_tokens)
+
+    def _advance(self) -> None:
+        """Tell the store which lines are to come. A line that was passed over holds back those behind it.
+
+        Not before the step has run: until then the store must not take what it is about to fetch for spent.
+        """
+        if self._store is not None:
+            following = self._store.following
+            following.advance(next((each.line for each in self._waiting if not each.started), following.lines))
 
     def _apply_fetches(self, admission: Admission, answers: list[bool]) -> None:
         """Blocks up to the first miss hold their KV; from there on the sequence computes into the blocks it has."""
@@ -321,6 +348,7 @@ class Scheduler:
         sequence.computed = (admission.first + full) * size
         self._seal(sequence, admission.first, spilled=True)
         sequence.computed += partial
+        self._met(sequence)
         self._count_reuse(full * size + partial, resumed=admission.resumed)
 
     def _seal(self, sequence: Sequence, first: int, *, spilled: bool) -> None:
@@ -329,6 +357,14 @@ class Scheduler:
         for index in range(first, full):
             self._computing.discard(hashes[index])
             sequence.blocks[index] = self.blocks.seal(sequence.blocks[index], hashes[index], spilled=spilled)
+        if self._store is not None and full > first:
+            self._store.following.took(hashes[first:])
+
+    def _met(self, sequence: Sequence) -> None:
+        """What a preempted sequence was waiting for is back, or not wanted any more."""
+        if sequence.expected and self._store is not None:
+            self._store.following.met(sequence.expected)
+            sequence.expected = []
 
     def fork(self, sequence: Sequence, choices: int) -> list[Sequence]:
         """Children ``1 … choices - 1`` of a sequence whose prompt is computed; all blocks are shared until written."""
@@ -352,6 +388,7 @@ class Scheduler:
         """The sequence will not go on, wherever it stands."""
         if sequence in self._waiting:
             self._waiting.remove(sequence)
+            self._met(sequence)
         else:
             self._leave(sequence)
 

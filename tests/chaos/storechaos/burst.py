@@ -115,8 +115,8 @@ class Caller:
         if self._random.random() < 0.5:
             self._store.follow(None)
             return
-        self._store.follow(JobPlan([self._chain() for _ in range(20)]))
-        self._store.advance(self._random.randrange(5))
+        plan = JobPlan([self._chain() for _ in range(20)], whole=self._random.random() < 0.5)
+        self._store.follow(plan).advance(self._random.randrange(5))
 
     def _chain(self) -> Chain:
         (chain,) = self._random.choices(self._chains, self._weights)

@@ -28,7 +28,3 @@ class EvictionPolicy(ABC):
     @abstractmethod
     def coldest(self, limit: int) -> list[BlockHash]:
         """Up to ``limit`` blocks in the order in which they should leave. Changes nothing."""
-
-    def worth_keeping(self, block: BlockHash) -> bool:  # noqa: ARG002
-        """Whether ``block`` may be needed again: one that is not, is never written to a lower tier."""
-        return True

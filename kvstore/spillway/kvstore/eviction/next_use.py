@@ -18,7 +18,7 @@ _ByDepth = list[tuple[int, BlockHash]]
 
 
 class NextUse(EvictionPolicy):
-    """Evicts by the job's plan (Belady 1966): first what no line needs any more, then what the plan does not know (by
+    """Evicts by the job's plan (Belady 1966): first what nobody needs any more, then what the plan does not know (by
     another policy's order), then what is needed furthest in the future.
 
     A tier right below the device (``below_device``) gives up copies of what the device has before all that is of use:
@@ -47,14 +47,8 @@ class NextUse(EvictionPolicy):
         """See `EvictionPolicy.touch`."""
         with self._lock:
             place = self._places.get(block)
-            if place is None:
-                return
-            key, now = place[0], self._key(block)
-            if now is Use.UNKNOWN and key is Use.UNKNOWN:
+            if place is not None and not self._rekey(block) and place[0] is Use.UNKNOWN:
                 self._unplanned.touch(block)
-            elif now != key:
-                self._leave(block, evicted=False)
-                self._enter(block, now)
 
     def remove(self, block: BlockHash, *, evicted: bool) -> None:
         """See `EvictionPolicy.remove`."""
@@ -75,8 +69,15 @@ class NextUse(EvictionPolicy):
             return order
 
     def worth_keeping(self, block: BlockHash) -> bool:
-        """See `EvictionPolicy.worth_keeping`: not what the plan knows and needs no more."""
-        return self._uses.next_use(block) is not Use.NEVER
+        """Whether ``block`` is to be written to a lower tier before it leaves.
+
+        Not what nobody needs, nor a copy of what the device has: the device puts it again.
+        """
+        return self._key(block) not in (Use.NEVER, Use.ON_DEVICE)
+
+    def unplanned(self, block: BlockHash) -> bool:
+        """Whether there is a plan, and it cannot tell whether ``block`` will be needed."""
+        return self._uses.plan is not None and self._uses.next_use(block) is Use.UNKNOWN
 
     def sooner(self, block: BlockHash, other: BlockHash) -> bool:
         """Whether ``block`` should leave after ``other``. Two that the plan does not know: yes, as the newer."""
@@ -89,8 +90,10 @@ class NextUse(EvictionPolicy):
 
     def rekey(self, blocks: Iterable[BlockHash]) -> None:
         """The next use of ``blocks`` has changed; those not in the tier are ignored."""
-        for block in blocks:
-            self.touch(block)
+        with self._lock:
+            for block in blocks:
+                if block in self._places:
+                    self._rekey(block)
 
     def blocks(self) -> list[BlockHash]:
         """Every block in the tier, in no order."""
@@ -102,6 +105,15 @@ class NextUse(EvictionPolicy):
         if self._below_device and isinstance(key, int) and self._uses.on_device(block):
             return Use.ON_DEVICE
         return key
+
+    def _rekey(self, block: BlockHash) -> bool:
+        """Put a block that is held where it belongs now; whether that is another place."""
+        key, now = self._places[block][0], self._key(block)
+        if now == key:
+            return False
+        self._leave(block, evicted=False)
+        self._enter(block, now)
+        return True
 
     def _enter(self, block: BlockHash, key: int | Use) -> None:
         depth = self._uses.depth(block)

@@ -31,18 +31,21 @@ class Prefetcher:
     """Queues reads behind all urgent loads, each worth nothing after the moment its line begins.
 
     ``outcomes`` counts blocks: ``fetched``, ``late`` (the deadline passed first), ``cancelled`` (its line has begun),
-    ``no_room`` (host memory holds only what is needed sooner), ``failed``.
+    ``no_room`` (host memory holds only what is needed sooner), ``failed``. ``hits``: fetched ones that were then
+    delivered from host memory.
     """
 
     def __init__(self, uses: NextUses, held: HostTier, readers: Sequence[ReadQueue], promote: Promote) -> None:
         self.outcomes: Counter[str] = Counter()
+        self.hits = 0
         self._uses = uses
         self._held = held
         self._readers = readers
         self._promote = promote
         self._lock = threading.Lock()
         self._under_way: set[BlockHash] = set()
-        self._most = max(1, held.usage().total // _HOST_SHARE)
+        self._fetched: set[BlockHash] = set()
+        self._slots = held.usage().total
         self._batches: deque[tuple[int, ReadBatch]] = deque()
         self._next_line = 0
         self._line_s = 0.0
@@ -50,22 +53,23 @@ class Prefetcher:
 
     def fetch(self, blocks: Sequence[BlockHash], deadline: float, line: int = -1) -> None:
         """Queue those of ``blocks`` that only a lower tier holds. ``line``: the line whose beginning cancels them."""
+        wanted = [block for block in blocks if self._is_wanted(block)]
         for reader in self._readers:
-            if not reader.lane.breaker.available:
+            if not wanted or not reader.lane.breaker.available:
                 continue
-            there = [block for block, held in zip(blocks, reader.holds(blocks), strict=True) if held]
+            there = [block for block, held in zip(wanted, reader.holds(wanted), strict=True) if held]
             with self._lock:
-                wanted = [block for block in there if self._is_wanted(block)]
-                wanted = wanted[: self._most - len(self._under_way)]
-                self._under_way.update(wanted)
-            if not wanted:
+                taken = [block for block in there if block not in self._under_way][: self._room]
+                self._under_way.update(taken)
+            if not taken:
                 continue
             requests = [
-                ReadRequest(block, partial(self._deliver, reader.lane), partial(self._ended, block)) for block in wanted
+                ReadRequest(block, partial(self._deliver, reader.lane), partial(self._ended, block)) for block in taken
             ]
             batch = reader.submit(requests, Priority.PREFETCH, deadline)
             if line >= 0:
                 self._batches.append((line, batch))
+            wanted = [block for block in wanted if block not in self._under_way]
 
     def restart(self) -> None:
         """A new plan begins."""
@@ -78,24 +82,37 @@ class Prefetcher:
 
     def look_ahead(self, lines_begun: int) -> None:
         """The plan has moved on by ``lines_begun`` lines: let go of what is too late, queue what comes next."""
-        now = time.monotonic()
-        if self._moved_at is not None and lines_begun:
-            latest = (now - self._moved_at) / lines_begun
-            self._line_s = latest if self._line_s == 0.0 else 0.8 * self._line_s + 0.2 * latest
-        self._moved_at = now
-        position = self._uses.position
-        while self._batches and self._batches[0][0] < position:
-            self._batches.popleft()[1].cancel()
         plan = self._uses.plan
         if plan is None:
             return
-        last = min(position + _LINES_AHEAD, len(plan))
-        for line in range(max(position, self._next_line), last):
-            if len(self._under_way) >= self._most:
+        position, now = plan.position, time.monotonic()
+        if self._moved_at is None or lines_begun:
+            self._measure(now, lines_begun)
+        while self._batches and self._batches[0][0] < position:
+            self._batches.popleft()[1].cancel()
+        for line in range(max(position, self._next_line), min(position + _LINES_AHEAD, plan.lines)):
+            if self._room == 0:
                 return
             ahead_s = (line - position + 1) * self._line_s if self._line_s else _FIRST_DEADLINE_S
             self.fetch(plan.blocks_of(line), now + max(_SHORTEST_DEADLINE_S, ahead_s), line)
             self._next_line = line + 1
+
+    def delivered(self, blocks: Sequence[BlockHash]) -> None:
+        """Host memory delivered ``blocks``."""
+        with self._lock:
+            self.hits += len(self._fetched.intersection(blocks))
+            self._fetched.difference_update(blocks)
+
+    @property
+    def _room(self) -> int:
+        """How many more blocks may be on their way."""
+        return max(0, max(1, self._slots // _HOST_SHARE) - len(self._under_way))
+
+    def _measure(self, now: float, lines_begun: int) -> None:
+        if self._moved_at is not None:
+            latest = (now - self._moved_at) / lines_begun
+            self._line_s = latest if self._line_s == 0.0 else 0.8 * self._line_s + 0.2 * latest
+        self._moved_at = now
 
     def _is_wanted(self, block: BlockHash) -> bool:
         return not (block in self._under_way or self._uses.on_device(block) or self._held.contains(block))
@@ -107,6 +124,10 @@ class Prefetcher:
         with self._lock:
             self._under_way.discard(block)
             self.outcomes[_OUTCOMES.get(result, "failed")] += 1
+            if result is None:
+                self._fetched.add(block)
+                if len(self._fetched) > 2 * self._slots:  # the others have left host memory unused
+                    self._fetched = {each for each in self._fetched if self._held.contains(each)}
 
 
 _OUTCOMES = {

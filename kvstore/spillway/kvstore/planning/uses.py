@@ -1,12 +1,15 @@
-"""The plan, how far it has come, and what is expected besides: asked by the eviction policies of all tiers."""
+"""The plan, what is expected besides, and what the device has: asked by the eviction policies of all tiers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import Enum
 
 from ..identity import BlockHash
 from .job_plan import JobPlan
+
+EXPECTED = -1
+"""The next use of a block that a preempted sequence waits for: before that of every line."""
 
 
 class Use(Enum):
@@ -22,57 +25,57 @@ class NextUses:
 
     def __init__(self) -> None:
         self.plan: JobPlan | None = None
-        self.position = 0
-        self._expected: dict[BlockHash, int] = {}
+        self._expected: dict[BlockHash, tuple[int, int]] = {}
+        """Block → how many sequences wait for it, and its depth."""
         self._on_device: set[BlockHash] = set()
 
     def begin(self, plan: JobPlan | None) -> None:
-        """Follow ``plan`` from its first line on; None: nothing is known."""
+        """Follow ``plan``; None: nothing is known. Nothing is expected and the device is taken to be empty."""
         self.plan = plan
-        self.position = 0
         self._expected.clear()
         self._on_device.clear()
 
-    def advance(self, position: int) -> list[BlockHash]:
-        """All lines before ``position`` have begun; the blocks whose next use may have changed by that."""
-        changed: dict[BlockHash, None] = {}
-        plan, old = self.plan, self.position
-        self.position = max(old, position)
-        if plan is not None:
-            for line in range(old, min(self.position, len(plan))):
-                changed.update(dict.fromkeys(plan.blocks_of(line)))
-        return list(changed)
+    def expect(self, chain: Sequence[BlockHash]) -> None:
+        """A sequence was preempted: all of ``chain``, its blocks from the first on, is needed soon."""
+        for depth, block in enumerate(chain):
+            self._expected[block] = self._expected.get(block, (0, depth))[0] + 1, depth
 
-    def expect(self, blocks: Iterable[BlockHash]) -> None:
-        """``blocks`` are needed again soon, whatever the plan says: those of a sequence that was preempted."""
-        self._expected.update(dict.fromkeys(blocks, self.position))
-
-    def delivered(self, blocks: Iterable[BlockHash]) -> None:
-        """``blocks`` were loaded: they are expected no more, and the device has them until it puts them again."""
-        if self.plan is not None:
-            for block in blocks:
+    def met(self, chain: Sequence[BlockHash]) -> None:
+        """The sequence goes on, or was given up: takes back one `expect`. Blocks that nobody expects are ignored."""
+        for block in chain:
+            waiting, depth = self._expected.get(block, (0, 0))
+            if waiting > 1:
+                self._expected[block] = waiting - 1, depth
+            else:
                 self._expected.pop(block, None)
-                self._on_device.add(block)
 
-    def returned(self, blocks: Iterable[BlockHash]) -> None:
-        """``blocks`` were put: the device lets go of them."""
+    def took(self, blocks: Iterable[BlockHash]) -> None:
+        """The device has ``blocks`` now."""
         if self.plan is not None:
-            self._on_device.difference_update(blocks)
+            self._on_device.update(blocks)
+
+    def let_go(self, blocks: Iterable[BlockHash]) -> None:
+        """The device has ``blocks`` no more."""
+        self._on_device.difference_update(blocks)
 
     def on_device(self, block: BlockHash) -> bool:
-        """Whether ``block`` was delivered and not put since. Always False without a plan."""
+        """Whether the device has ``block``. Always False without a plan."""
         return block in self._on_device
 
     def depth(self, block: BlockHash) -> int:
-        """How far into its lines ``block`` comes; 0 if the plan does not know it."""
+        """How far into its lines ``block`` comes; 0 if nothing is known of it."""
+        expected = self._expected.get(block)
+        if expected is not None:
+            return expected[1]
         return 0 if self.plan is None else self.plan.depth(block)
 
     def next_use(self, block: BlockHash) -> int | Use:
-        """The line that needs ``block`` next, or that no line will, or that the plan does not know it."""
-        expected = self._expected.get(block)
-        if expected is not None:
-            return expected
-        if self.plan is None or block not in self.plan:
+        """The line that needs ``block`` next (see `JobPlan.next_use`), or that none will, or that nothing is known."""
+        if block in self._expected:
+            return EXPECTED
+        if self.plan is None:
             return Use.UNKNOWN
-        line = self.plan.next_use(block, self.position)
-        return Use.NEVER if line is None else line
+        line = self.plan.next_use(block)
+        if line is not None:
+            return line
+        return Use.NEVER if self.plan.whole else Use.UNKNOWN

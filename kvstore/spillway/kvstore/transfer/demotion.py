@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..eviction.base import EvictionPolicy
+from ..eviction.next_use import NextUse
 from ..identity import BlockHash
+from ..outcomes import StoreOutcome
 from ..tiers.host import HostTier
 from .lane import Lane
 from .writes import WriteBehind
@@ -21,9 +22,11 @@ class Demotion:
     """Decides which blocks of host memory are written to disk, and which may leave it.
 
     ``retains``: host memory is a tier of its own, so only its cold end is written; else it is for staging, and all is.
+    What a plan does not know is written while the disk keeps up, for those who come after the plan's lines. Nothing
+    waits for that: where the disk does not keep up, such blocks leave unwritten, counted as drops.
     """
 
-    def __init__(self, policy: EvictionPolicy, disk: Lane | None, *, retains: bool) -> None:
+    def __init__(self, policy: NextUse, disk: Lane | None, *, retains: bool) -> None:
         self._policy = policy
         self._disk = disk
         self._retains = retains
@@ -48,15 +51,13 @@ class Demotion:
         return self._writes.pending if self._writes else 0
 
     def may_leave(self, block: BlockHash) -> bool:
-        """Whether ``block`` may be evicted from host memory now. Called under the host tier's lock."""
-        return (
-            self._disk is None
-            or self._writes is None
-            or self._disk.tier.contains(block)
-            or self._writes.refused(block)
-            or not self._disk.breaker.available
-            or not self._policy.worth_keeping(block)
-        )
+        """Whether ``block`` may be evicted from host memory now; if so, it is. Called under the host tier's lock."""
+        if not self._awaits_writing(block):
+            return True
+        if self._disk is not None and self._retains and self._policy.unplanned(block):
+            self._disk.counters.drop(StoreOutcome.NOT_NEEDED)
+            return True
+        return False
 
     def keep_room(self, puts: int) -> None:
         """After ``puts`` blocks came in: write cold blocks, if enough came in since the last time to look again."""
@@ -83,7 +84,7 @@ class Demotion:
         """Write everything that is worth keeping; False if it took longer than until ``deadline``."""
         if self._writes is None or self._held is None:
             return True
-        self._writes.submit([block for block in self._held.coldest() if not self.may_leave(block)])
+        self._writes.submit([block for block in self._held.coldest() if self._awaits_writing(block)])
         return self._writes.drain(deadline)
 
     def close(self, timeout_s: float) -> bool:
@@ -95,4 +96,14 @@ class Demotion:
         if self._writes is not None and self._held is not None:
             lacking = self._window - self._held.free_slots
             if lacking > 0:
-                self._writes.submit([b for b in self._held.coldest(lacking) if not self.may_leave(b)])
+                self._writes.submit([b for b in self._held.coldest(lacking) if self._awaits_writing(b)])
+
+    def _awaits_writing(self, block: BlockHash) -> bool:
+        return (
+            self._disk is not None
+            and self._writes is not None
+            and not self._disk.tier.contains(block)
+            and not self._writes.refused(block)
+            and self._disk.breaker.available
+            and self._policy.worth_keeping(block)
+        )
