@@ -85,6 +85,22 @@ def test_disk_alone_changes_nothing(model: Path, source: Path, quiet: bytes, tmp
     assert tiers["disk"]["stores"] > 0
 
 
+def test_by_what_kv_is_kept_changes_nothing_but_what_is_written(
+    model: Path, source: Path, quiet: bytes, tmp_path: Path
+) -> None:
+    """KV of the job alone, in its own folder: by the plan only what a preempted or a coming line needs is written."""
+    budgets = {"device_kv_bytes": SMALL_POOL, "host_kv_bytes": 12 * (BLOCK_BYTES + 4096), "disk_kv_bytes": 32 << 20}
+    stores = {}
+    for policy in ("plan", "arc", "lru"):
+        output, report = run_batch(model, source, tmp_path / f"{policy}.jsonl", kv_policy=policy, **budgets)
+        assert output == quiet
+        stores[policy] = report["store"]
+    assert stores["plan"]["spared"] > 0
+    assert stores["plan"]["puts"] < stores["lru"]["puts"] / 2
+    assert stores["plan"]["tiers"]["disk"]["stores"] < stores["lru"]["tiers"]["disk"]["stores"] / 2
+    assert stores["lru"]["spared"] == stores["arc"]["spared"] == 0
+
+
 def test_no_tier_below_the_device_changes_nothing(model: Path, source: Path, quiet: bytes, tmp_path: Path) -> None:
     output, report = run_batch(model, source, tmp_path / "out.jsonl", device_kv_bytes=SMALL_POOL)
     assert output == quiet

@@ -144,6 +144,10 @@ class BlockManager:
                 taken.append((block, block_hash))
         return taken
 
+    def contents(self) -> list[tuple[int, BlockHash]]:
+        """Every block whose content has a name."""
+        return [(block, name) for block, name in enumerate(self._hash_of) if name is not None]
+
     def _forget(self, block: int) -> BlockHash | None:
         block_hash = self._hash_of[block]
         self._hash_of[block] = None

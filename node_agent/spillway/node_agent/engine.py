@@ -17,6 +17,8 @@ WINDOW_TOKENS = 1 << 17, 1 << 19
 """How many tokens of prompts the engine wants to know ahead, at least and at most: what the tiers keep is planned over
 them. Enough to see which lines share a prefix; not more than some tens of MiB of tokens and names, however large the
 tiers are."""
+CLOSE_BLOCKS = 64
+"""Handed to the store at a time when it closes: it has some time for each batch to make room."""
 
 
 class Phase(Enum):
@@ -225,7 +227,7 @@ class Engine:
         )
 
     def close(self, *, keep: bool) -> None:
-        """Close the store. With ``keep``, it first gets the sealed blocks that it never saw, for the next start.
+        """Close the store. With ``keep``, it first gets the pool's blocks that it does not have, for the next start.
 
         Else nothing is written any more.
         """
@@ -233,6 +235,8 @@ class Engine:
             return
         self._store.follow(None if keep else JobPlan(whole=True))
         if keep:
-            while batch := self._scheduler.blocks.take_unspilled(64):
+            contents = self._scheduler.blocks.contents()
+            for start in range(0, len(contents), CLOSE_BLOCKS):
+                batch = contents[start : start + CLOSE_BLOCKS]
                 self._rank.save([(block, name) for block, name in batch if not self._store.contains(name)])
         self._store.close()
