@@ -81,12 +81,12 @@ def test_a_long_stretch_is_one_use() -> None:
     document = chain([1, 2, 3])
     plan = JobPlan()
     for number in range(500):
-        plan.append([*document, name(number)])
+        plan.append([*document, name(1000 + number)])
     assert plan.next_use(document[0]) == 0
-    assert plan.advance(499) == [name(number) for number in range(499)]
+    assert plan.advance(499) == [name(1000 + number) for number in range(499)]
     assert [plan.next_use(block) for block in document] == [0, 0, 0], "needed now"
     assert set(plan.end()) == set()
-    assert set(plan.advance(500)) == {*document, name(499)}
+    assert set(plan.advance(500)) == {*document, name(1499)}
 
 
 def test_without_a_plan_nothing_is_known() -> None:

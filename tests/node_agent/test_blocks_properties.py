@@ -66,6 +66,14 @@ class Pool(RuleBasedStateMachine):
         for block, block_name in self.pool.take_unspilled(limit):
             assert name(self.content[block]) == block_name
 
+    @rule(numbers=st.lists(st.integers(0, 6), max_size=4))
+    def set_aside(self, numbers: list[int]) -> None:
+        self.pool.set_aside([name(number) for number in numbers])
+
+    @rule(numbers=st.lists(st.integers(0, 6), max_size=4))
+    def bring_back(self, numbers: list[int]) -> None:
+        self.pool.bring_back([name(number) for number in numbers])
+
     @invariant()
     def books_balance(self) -> None:
         if not hasattr(self, "pool"):
@@ -87,6 +95,18 @@ def test_the_tail_of_a_released_table_is_evicted_before_its_head() -> None:
         pool.seal(block, name(number))
     pool.release(table)
     assert [pool.allocate()[1] for _ in range(3)] == [name(2), name(1), name(0)]
+
+
+def test_what_is_set_aside_is_evicted_first_unless_somebody_wants_it_again() -> None:
+    pool = BlockManager(4, 16)
+    table = [pool.allocate()[0] for _ in range(4)]
+    for number, block in enumerate(table):
+        pool.seal(block, name(number))
+    pool.release(table)
+    pool.set_aside([name(1), name(0)])
+    pool.bring_back([name(1)])
+    assert pool.cached == pool.available == 4
+    assert [pool.allocate()[1] for _ in range(4)] == [name(0), name(3), name(2), name(1)]
 
 
 def test_a_block_under_a_matched_prefix_is_not_counted_as_room() -> None:
