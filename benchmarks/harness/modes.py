@@ -64,7 +64,7 @@ def plan(setting: Setting, place: Place) -> None:
     """
     element = 4 if setting.dtype == "float32" else 2
     different = setting.workload.different_tokens() * setting.shape.kv_token_bytes(element)
-    device, host, disk = (f"{max(1, different * part // 12 // MIB)}MiB" for part in (2, 3, 24))
+    device, host, disk = (f"{different * part // 12 // 1024}KiB" for part in (2, 3, 24))
     budgets = {
         "ample pool": SpillwayBudget(f"{2 * full_kv_bytes(setting) // MIB}MiB", host_kv="0"),
         "recompute": SpillwayBudget(device, host_kv="0"),
