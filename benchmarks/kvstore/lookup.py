@@ -4,11 +4,11 @@
     python benchmarks/kvstore/lookup.py
 
 Four nodes enter a million blocks through `RedisIndex`, in a Redis as it comes; a fifth looks up chains of 1,000 of
-them. ``by chains``: a node enters a chain as a store does that computed it, in puts of 32 blocks, last block first.
-``by blocks``: no two neighbours are on one node, the worst case. A PING echoes its payload: ``PING names`` is as long
-as the names asked for, ``PING request`` as the whole request on the wire. Both go through the same client library and
-take turns with the look-ups. ``again``: the same question within a second, answered from what is remembered.
-``places``: where each block of a chain is, which a load asks. Memory is Redis's `used_memory` with the entries,
+them. ``by chains``: a node enters a chain as a store does that computed it, in puts of 32 blocks, one after another,
+the last block of each first. ``by blocks``: no two neighbours are on one node, the worst case. A PING echoes its
+payload: ``PING names`` is as long as the names asked for, ``PING request`` as the whole request on the wire. Both go
+through the same client library and take turns with the look-ups. ``again``: the same question within a second,
+answered from what is remembered. ``places``: where each block of a chain is, which a load asks. Memory is Redis's `used_memory` with the entries,
 segments and reverse sets included, less without.
 """
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from figures import IDENTITY, report
 from redis import Redis
@@ -72,6 +73,21 @@ def by_blocks(blocks: Sequence[BlockHash]) -> Parts:
         yield number, list(blocks[number::NODES])
 
 
+def enter(writers: Sequence[RedisIndex], parts: Parts) -> None:
+    """Have each node enter its parts, one after another, all nodes at once."""
+    mine: list[list[list[BlockHash]]] = [[] for _ in writers]
+    for number, part in parts:
+        mine[number].append(part)
+
+    def work(number: int) -> None:
+        for part in mine[number]:
+            writers[number].publish("host", part)
+            assert writers[number].settle(PATIENCE_S)
+
+    with ThreadPoolExecutor(len(writers)) as pool:
+        list(pool.map(work, range(len(writers))))
+
+
 def measure(placement: str, parts: Parts, chains: Sequence[Sequence[BlockHash]]) -> Rows:
     """Rows of one placement, and what else is to be told of it."""
     with redis_server() as socket, Redis(unix_socket_path=socket) as client:
@@ -79,9 +95,7 @@ def measure(placement: str, parts: Parts, chains: Sequence[Sequence[BlockHash]])
         assert all(writer.settle(PATIENCE_S) for writer in writers)
         before = client.info("memory")["used_memory"]
         start = time.perf_counter()
-        for number, part in parts:
-            writers[number].publish("host", part)
-        assert all(writer.settle(PATIENCE_S) for writer in writers)
+        enter(writers, parts)
         filled_s = time.perf_counter() - start
         bytes_per_entry = (client.info("memory")["used_memory"] - before) / ENTRIES
         reader, remembers = node(socket, "reader"), node(socket, "remembers", near_s=1.0)
@@ -138,6 +152,7 @@ def rounds(
         taken["look-up"].append(timed(reader.longest_prefix, chain, (PEER,)))
         taken["PING names"].append(timed(client.execute_command, "PING", bytes(CHAIN * 32)))
         taken["PING request"].append(timed(client.execute_command, "PING", bytes(request_bytes)))
+    for chain in chains:
         remembers.longest_prefix(chain, (PEER,))
         taken["again"].append(timed(remembers.longest_prefix, chain, (PEER,)))
         taken["places"].append(timed(remembers.locate, chain))

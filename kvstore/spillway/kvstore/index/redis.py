@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from itertools import islice, takewhile
 from operator import itemgetter
+from typing import Any
 
 import xxhash
 
@@ -23,6 +24,7 @@ from .redis_writer import Writer
 
 _PLACE = struct.Struct(">III")
 _Places = tuple[Location, ...]
+_Answer = tuple[list[Any], list[Any]]
 
 
 class RedisIndex(BlockIndex):
@@ -37,6 +39,7 @@ class RedisIndex(BlockIndex):
         self._own = MemoryIndex(tiers)
         self._tiers = tuple(tiers)
         self._keys = Keys(config.prefix, identity.hex()[:32], config.buckets)
+        self._start, self._leases = self._keys.of(""), self._keys.of("leases")
         self._calls = RedisCalls(config)
         self._near_places: NearCache[BlockHash, _Places] = NearCache(config.near_s, config.near_blocks)
         self._near_prefixes: NearCache[bytes, int] = NearCache(config.near_s, config.near_blocks)
@@ -112,10 +115,14 @@ class RedisIndex(BlockIndex):
         known = self._near_prefixes.recall((question,))
         self._tally("hits" if known else "misses", len(blocks))
         if not known:
-            runs = self._ask(names, past_gaps=False)
-            if runs is None:
+            answer = self._ask(names, past_gaps=False)
+            if answer is None:
                 return 0
-            known = {question: sum(count for _, count in takewhile(itemgetter(0), runs))}
+            if self._writer.number:
+                length = sum(answer[0][1::2])
+            else:  # entries of this node's former life are among them, until it knows its number
+                length = sum(count for _, count in takewhile(itemgetter(0), self._runs(answer)))
+            known = {question: length}
             self._near_prefixes.learn(known)
         return known[question]
 
@@ -126,20 +133,23 @@ class RedisIndex(BlockIndex):
         self._tally("hits", len(blocks) - len(rest))
         self._tally("misses", len(rest))
         for start in range(0, len(rest), MOST_AT_ONCE):
-            asked = iter(rest[start : start + MOST_AT_ONCE])
-            runs = self._ask(b"".join(rest[start : start + MOST_AT_ONCE]), past_gaps=True)
-            if runs is not None:
-                fresh = {block: places for places, count in runs for block in islice(asked, count)}
+            part = rest[start : start + MOST_AT_ONCE]
+            answer = self._ask(b"".join(part), past_gaps=True)
+            if answer is not None:
+                asked = iter(part)
+                fresh = {block: places for places, count in self._runs(answer) for block in islice(asked, count)}
                 self._near_places.learn(fresh)
                 known |= fresh
         return known
 
-    def _ask(self, names: bytes, *, past_gaps: bool) -> list[tuple[_Places, int]] | None:
-        """One round trip: places on other nodes, each of so many blocks in a row. None without an answer."""
-        arguments = [self._writer.number, int(past_gaps), self._keys.of(""), self._keys.buckets, *marks_of(names)]
-        answer = self._calls.script(LOOK_UP, [self._keys.of("leases")], arguments)
-        if answer is None:
-            return None
+    def _ask(self, names: bytes, *, past_gaps: bool) -> _Answer | None:
+        """One round trip: what `LOOK_UP` answers, None without an answer."""
+        arguments = [self._writer.number, int(past_gaps), self._start, self._keys.buckets, marks_of(names)]
+        answer: _Answer | None = self._calls.script(LOOK_UP, [self._leases], arguments)
+        return answer
+
+    def _runs(self, answer: _Answer) -> list[tuple[_Places, int]]:
+        """Places on other nodes, each of so many blocks in a row."""
         runs, alive = answer
         nodes = {int(alive[i]): alive[i + 1].decode().split("|") for i in range(0, len(alive), 2)}
         places = {entry: self._places(entry, nodes) for entry in set(runs[::2])}  # few differ: blocks come by the chain

@@ -18,7 +18,7 @@ from .redis_scripts import ACQUIRE, RELEASE, RENEW, SEGMENT_BLOCKS, WRITE, Keys
 
 _log = logging.getLogger(__name__)
 
-_BATCH = 256
+_BATCH = SEGMENT_BLOCKS
 _PAUSE_S = 0.02
 _GATHER_S = 0.002
 """How long changes are gathered before they are written."""
@@ -170,7 +170,8 @@ class Writer:
 
     def _write_batch(self) -> None:
         with self._changed:
-            batch = list(islice(self._dirty, _BATCH))
+            # A put enters its last block first: turned round, so that segments have chains in their order.
+            batch = list(islice(self._dirty, _BATCH))[::-1]
             for block in batch:
                 del self._dirty[block]
             self._writing = len(batch)
