@@ -8,8 +8,8 @@ them. ``by chains``: a node enters a chain as a store does that computed it, in 
 the last block of each first. ``by blocks``: no two neighbours are on one node, the worst case. A PING echoes its
 payload: ``PING names`` is as long as the names asked for, ``PING request`` as the whole request on the wire. Both go
 through the same client library and take turns with the look-ups. ``again``: the same question within a second,
-answered from what is remembered. ``places``: where each block of a chain is, which a load asks. Memory is Redis's `used_memory` with the entries,
-segments and reverse sets included, less without.
+answered from what is remembered. ``places``: where each block of a chain is, which a load asks. Memory is Redis's
+`used_memory` with the entries, segments and reverse sets included, less without.
 """
 
 from __future__ import annotations
