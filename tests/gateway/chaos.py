@@ -1,6 +1,6 @@
-"""A gateway process and worker processes, killed and started again at random from a seed, with files torn in between.
+"""Gateway processes and worker processes, killed and started again at random from a seed, with files torn in between.
 
-By hand, for the long run: python tests/gateway/chaos.py --lines 20000 --seed 1 --report FILE
+By hand, for the long run: python tests/gateway/chaos.py --lines 20000 --seed 1 --gateways 3 --report FILE
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from spillway.api.client.batch import rows_of
 from spillway.gateway.job import Job
 from spillway.gateway.options import JobOptions
 from spillway.gateway.paths import JobPaths
+from spillway.gateway.service.claim import Owner
 from spillway.gateway.service.state import State
 
 HERE = Path(__file__).parent
@@ -37,11 +38,13 @@ REST_S = 0.2
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run and how to disturb it. `tears`: whether the log is cut while the gateway is dead."""
+    """What to run and how to disturb it. `tears`: whether the log is cut while the (only) gateway is dead."""
 
     lines: int
     seed: int
     workers: int = 3
+    gateways: int = 1
+    """Over one data directory."""
     most_lines: int = 20
     pause_s: float = 0.2
     """The most that a worker rests between leases."""
@@ -56,6 +59,8 @@ class Report:
     """What happened, and what came of it."""
 
     gateway_kills: int = 0
+    owners: int = 0
+    """How many gateways have had the jobs, one after the other."""
     worker_kills: int = 0
     torn_bytes: int = 0
     seconds: float = 0.0
@@ -73,19 +78,18 @@ class Ground:
 
     def __init__(self, plan: Plan, folder: Path) -> None:
         self.plan, self.folder, self.dice = plan, folder, random.Random(plan.seed)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.ports = [free_port() for _ in range(plan.gateways)]
+        self.target = "ipv4:" + ",".join(f"127.0.0.1:{port}" for port in self.ports)
         self.report, self.done, self.accepted = Report(), threading.Event(), threading.Event()
         self.name = ""
-        self.gateway = self.start_gateway()
+        self.gateways = [self.start_gateway(port) for port in self.ports]
         self.workers = [self.start_worker() for _ in range(plan.workers)]
 
-    def start_gateway(self) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([sys.executable, HERE / "service_clients.py", self.folder / "data", str(self.port)])
+    def start_gateway(self, port: int) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, HERE / "service_clients.py", self.folder / "data", str(port)])
 
     def start_worker(self) -> subprocess.Popen[bytes]:
-        arguments = [str(self.port), str(self.dice.randrange(10**6))]
+        arguments = [self.target, str(self.dice.randrange(10**6))]
         arguments += [str(self.plan.most_lines), str(self.plan.pause_s)]
         return subprocess.Popen([sys.executable, HERE / "null_worker.py", *arguments])
 
@@ -99,21 +103,25 @@ class Ground:
             self.workers[number] = self.start_worker()
             self.report.worker_kills += 1
             return
+        owner = Owner.read(self.folder / "data")
+        number = dice.randrange(len(self.gateways))
+        if owner is not None and dice.random() < 0.6:
+            number = self.ports.index(int(owner.grpc.rpartition(":")[2]))
         if dice.random() < 0.7:  # else it may be killed while it starts
-            self.until_it_listens()
+            self.until_it_listens(number)
             time.sleep(dice.uniform(0, 0.5))
-        self.gateway.kill()
-        self.gateway.wait()
+        self.gateways[number].kill()
+        self.gateways[number].wait()
         self.report.gateway_kills += 1
         if self.plan.tears and dice.random() < 0.7:
             self.tear()
         time.sleep(dice.choice([0.0, 0.5]))
-        self.gateway = self.start_gateway()
+        self.gateways[number] = self.start_gateway(self.ports[number])
 
-    def until_it_listens(self) -> None:
-        while self.gateway.poll() is None and not self.done.is_set():
+    def until_it_listens(self, number: int) -> None:
+        while self.gateways[number].poll() is None and not self.done.is_set():
             with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                if probe.connect_ex(("127.0.0.1", self.ports[number])) == 0:
                     return
             time.sleep(0.02)
 
@@ -128,9 +136,15 @@ class Ground:
             self.report.torn_bytes += min(size, cut)
 
     def stop(self) -> None:
-        for process in (self.gateway, *self.workers):
+        for process in (*self.gateways, *self.workers):
             process.kill()
             process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def insist(call: Any) -> Any:
@@ -160,7 +174,7 @@ def read_rows(stub: Any, name: str, cursor: str, report: Report) -> str:
 def follow(ground: Ground, content: bytes) -> None:
     """Submits, reads results with a cursor over all interruptions until the job has ended, and fetches the files."""
     options = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200)]
-    with grpc.insecure_channel(f"127.0.0.1:{ground.port}", options) as channel:
+    with grpc.insecure_channel(ground.target, options) as channel:
         stub: Any = batch_pb2_grpc.BatchServiceStub(channel)
 
         def messages() -> Any:
@@ -216,6 +230,9 @@ def run(plan: Plan, folder: Path) -> Report:
     if problems:
         raise problems[0]
     ground.report.seconds = time.monotonic() - started_s
+    owner = Owner.read(folder / "data")
+    assert owner is not None
+    ground.report.owners = owner.generation
     return ground.report
 
 
@@ -256,13 +273,20 @@ def check(plan: Plan, report: Report, quiet: tuple[bytes, bytes]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    for name, default in (("--lines", 20_000), ("--seed", 1), ("--workers", 3), ("--most-lines", 40)):
+    for name, default in (
+        ("--lines", 20_000),
+        ("--seed", 1),
+        ("--workers", 3),
+        ("--most-lines", 40),
+        ("--gateways", 1),
+    ):
         parser.add_argument(name, type=int, default=default)
     parser.add_argument("--tears", action="store_true")
     parser.add_argument("--report", type=Path)
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no process is left behind
-    plan = Plan(arguments.lines, arguments.seed, arguments.workers, arguments.most_lines, tears=arguments.tears)
+    told = vars(arguments)
+    plan = Plan(**{field.name: told[field.name] for field in dataclasses.fields(Plan) if field.name in told})
     with tempfile.TemporaryDirectory() as folder:
         for name in ("quiet", "chaos"):
             (Path(folder) / name).mkdir()

@@ -19,13 +19,13 @@ FINAL = {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT, grpc.Statu
 
 
 class NullWorker:
-    """One connection to the gateway at a port of this machine."""
+    """One connection to a gateway, whichever of them answers."""
 
-    def __init__(self, port: int, seed: int, most_lines: int, pause_s: float) -> None:
+    def __init__(self, target: str, seed: int, most_lines: int, pause_s: float) -> None:
         self.dice, self.most_lines, self.pause_s = random.Random(seed), most_lines, pause_s
         options = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200)]
         self.stub: Any = worker_pb2_grpc.WorkerServiceStub(
-            grpc.insecure_channel(f"127.0.0.1:{port}", [*options, ("grpc.max_receive_message_length", 64 << 20)])
+            grpc.insecure_channel(target, [*options, ("grpc.max_receive_message_length", 64 << 20)])
         )
         self.name = f"null-{seed}"
 
@@ -69,4 +69,4 @@ class NullWorker:
 
 
 if __name__ == "__main__":
-    NullWorker(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])).forever()
+    NullWorker(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])).forever()

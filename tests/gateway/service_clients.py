@@ -19,7 +19,8 @@ from spillway.api.client.batch import rows_of
 from spillway.api.lines import BatchLine, parse_line
 from spillway.api.results import BodyHead, Choice, Usage, completion_body
 from spillway.api.worker.v1 import worker_pb2, worker_pb2_grpc
-from spillway.gateway.service.coordinator import ServiceConfig
+from spillway.gateway.service.claim import Claim
+from spillway.gateway.service.coordinator import Coordinator, ServiceConfig
 from spillway.gateway.service.leases import LeaseRules
 from spillway.gateway.service.server import gateway
 
@@ -103,6 +104,19 @@ async def serving(data: Path, *, rules: LeaseRules | None = None, **config: Any)
     settings = ServiceConfig(data, leases=rules or LeaseRules(), **config)
     async with gateway(settings, "127.0.0.1:0") as served, connected(served.port) as client:
         yield client
+
+
+@contextlib.asynccontextmanager
+async def coordinating(data: Path, **config: Any) -> AsyncIterator[Coordinator]:
+    """A gateway without its wire."""
+    claim = Claim(data)
+    coordinator = Coordinator(ServiceConfig(data, **config), claim)
+    await coordinator.start()
+    try:
+        yield coordinator
+    finally:
+        await coordinator.stop()
+        claim.release()
 
 
 @contextlib.asynccontextmanager

@@ -3,37 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import random
 from collections import Counter
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
 from batch_files import answer, request
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from service_clients import coordinating
 
 from spillway.api.lines import BatchLine, parse_line
 from spillway.gateway.families import LEVELS, beginnings, families, find
 from spillway.gateway.order import BOUNDARIES
-from spillway.gateway.service.coordinator import Coordinator, ServiceConfig
+from spillway.gateway.service.coordinator import Coordinator
 from spillway.gateway.service.job_trace import Report
 from spillway.gateway.service.limits import Limits, TenantLimits
 from spillway.gateway.service.served import ServedJob
 from spillway.gateway.service.spec import JobRequest
 from spillway.gateway.service.state import State
-
-
-@contextlib.asynccontextmanager
-async def coordinating(data: Path, limits: Limits | None = None) -> AsyncIterator[Coordinator]:
-    coordinator = Coordinator(ServiceConfig(data, limits=limits or Limits()))
-    await coordinator.start()
-    try:
-        yield coordinator
-    finally:
-        await coordinator.stop()
 
 
 async def submit(coordinator: Coordinator, lines: list[bytes], tenant: str = "t", priority: int = 0) -> ServedJob:
@@ -135,7 +124,7 @@ def test_priority_is_a_matter_within_a_tenant(tmp_path: Path) -> None:
 def test_shares_by_weight(tmp_path: Path) -> None:
     async def run() -> None:
         limits = Limits(tenants={"big": TenantLimits(weight=3.0)})
-        async with coordinating(tmp_path, limits) as coordinator:
+        async with coordinating(tmp_path, limits=limits) as coordinator:
             big = await submit(coordinator, [request(str(number)) for number in range(90)], "big")
             await submit(coordinator, [request(str(number)) for number in range(90)], "small")
             jobs = [lease[0][0] for lease in await given_out(coordinator, 2)]

@@ -23,7 +23,7 @@ from spillway.gateway.service.server import Tls, gateway
 async def behind(tls: Tls, folder: Path) -> AsyncIterator[int]:
     async with gateway(ServiceConfig(folder / "data"), "127.0.0.1:0", None, tls) as served:
         config = DoorConfig("127.0.0.1:0", Access(), tls)
-        async with door(config, served.coordinator, GatewayMetrics()) as port:
+        async with door(config, served.ownership, GatewayMetrics()) as port:
             yield port
 
 
@@ -59,7 +59,7 @@ def test_an_address_that_cannot_be_listened_on_is_an_os_error(tmp_path: Path, ad
     async def check() -> None:
         async with gateway(ServiceConfig(tmp_path / "data"), "127.0.0.1:0") as served:
             with pytest.raises(OSError, match="cannot listen"):
-                async with door(DoorConfig(address, Access()), served.coordinator, GatewayMetrics()):
+                async with door(DoorConfig(address, Access()), served.ownership, GatewayMetrics()):
                     pass
 
     asyncio.run(asyncio.wait_for(check(), 120))

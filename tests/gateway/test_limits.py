@@ -16,13 +16,12 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from service_clients import State, refused, serving
+from service_clients import State, coordinating, refused, serving
 
 from spillway.api.batch.v1 import batch_pb2
 from spillway.api.client.batch import BatchClient
 from spillway.api.client.target import Target
 from spillway.gateway.service import coordinator
-from spillway.gateway.service.coordinator import Coordinator, ServiceConfig
 from spillway.gateway.service.errors import Reason, ResourceError
 from spillway.gateway.service.limits import CallRate, Limits, LimitsFileError, TenantLimits
 from spillway.gateway.service.pace import SAMPLE_S, Pace, Sample
@@ -75,23 +74,22 @@ class TestQuotas:
 
     @run
     async def test_tenants_do_not_count_against_each_other(self, tmp_path: Path) -> None:
-        service = Coordinator(ServiceConfig(tmp_path, limits=Limits(TenantLimits(jobs=1), {"b": TenantLimits(jobs=2)})))
-        await service.start()
+        limits = Limits(TenantLimits(jobs=1), {"b": TenantLimits(jobs=2)})
+        async with coordinating(tmp_path, limits=limits) as service:
 
-        async def submit(tenant: str) -> None:
-            upload = service.upload()
-            try:
-                upload.write(INPUT)
-                await service.submit(tenant, JobRequest(model="m"), upload)
-            finally:
-                upload.close()
+            async def submit(tenant: str) -> None:
+                upload = service.upload()
+                try:
+                    upload.write(INPUT)
+                    await service.submit(tenant, JobRequest(model="m"), upload)
+                finally:
+                    upload.close()
 
-        for tenant in "abb":
-            await submit(tenant)
-        for tenant in "ab":
-            with pytest.raises(ResourceError, match=r"1 jobs|2 jobs"):
+            for tenant in "abb":
                 await submit(tenant)
-        await service.stop()
+            for tenant in "ab":
+                with pytest.raises(ResourceError, match=r"1 jobs|2 jobs"):
+                    await submit(tenant)
 
 
 class TestRates:

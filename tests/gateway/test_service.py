@@ -9,16 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import pytest
 from batch_files import request, requests
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from service_clients import State, refused, serving
 
 from spillway.api.batch.v1 import batch_pb2
-from spillway.api.errors import JobLockedError
 from spillway.api.worker.v1 import worker_pb2
-from spillway.gateway.service.coordinator import Coordinator, ServiceConfig
 from spillway.gateway.service.leases import LeaseRules
 
 INPUT = b"\n".join([*requests(10), b"{"])
@@ -332,13 +329,6 @@ async def test_states_that_forbid_a_call(tmp_path: Path) -> None:
             with refused() as refusal:
                 await client.get(bad)
             assert refusal.code == grpc.StatusCode.INVALID_ARGUMENT
-
-
-@run
-async def test_one_gateway_per_data_directory(tmp_path: Path) -> None:
-    async with serving(tmp_path):
-        with pytest.raises(JobLockedError):
-            Coordinator(ServiceConfig(tmp_path))
 
 
 @run

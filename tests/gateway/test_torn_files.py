@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from batch_files import answer, request, requests
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from service_clients import coordinating
 
 from spillway.gateway.job import Job
 from spillway.gateway.options import JobOptions
 from spillway.gateway.paths import JobPaths
-from spillway.gateway.service.coordinator import Coordinator, ServiceConfig
+from spillway.gateway.service.coordinator import Coordinator
 from spillway.gateway.service.job_trace import Report
 from spillway.gateway.service.served import ServedJob
 from spillway.gateway.service.spec import JobRequest
@@ -28,18 +31,18 @@ RUNNING_FILES = ("job.json", "output.jsonl.spillway/manifest.json", "output.json
 LOG = "output.jsonl.spillway/results.log"
 
 
-async def opened(data: Path) -> tuple[Coordinator, ServedJob]:
+@contextlib.asynccontextmanager
+async def opened(data: Path) -> AsyncIterator[tuple[Coordinator, ServedJob]]:
     """A gateway without its wire, and the one job in it once that is ready."""
-    coordinator = Coordinator(ServiceConfig(data))
-    await coordinator.start()
-    if not coordinator.page("t", 10, "")[0]:
-        upload = coordinator.upload()
-        upload.write(INPUT)
-        await coordinator.submit("t", JobRequest(model="m"), upload)
-    (job,), _ = coordinator.page("t", 10, "")
-    while job.state is State.VALIDATING:
-        await job.changed.wait()
-    return coordinator, job
+    async with coordinating(data) as coordinator:
+        if not coordinator.page("t", 10, "")[0]:
+            upload = coordinator.upload()
+            upload.write(INPUT)
+            await coordinator.submit("t", JobRequest(model="m"), upload)
+        (job,), _ = coordinator.page("t", 10, "")
+        while job.state is State.VALIDATING:
+            await job.changed.wait()
+        yield coordinator, job
 
 
 async def drain(coordinator: Coordinator, job: ServedJob, lines: int) -> None:
@@ -52,16 +55,13 @@ async def drain(coordinator: Coordinator, job: ServedJob, lines: int) -> None:
 
 async def run_until(data: Path, lines: int | None) -> tuple[ServedJob, list[int]]:
     """Answers so many lines, or all and waits for the end. Returns the job, and which lines readers of the log see."""
-    coordinator, job = await opened(data)
-    try:
+    async with opened(data) as (coordinator, job):
         await drain(coordinator, job, 10**6 if lines is None else lines)
         while lines is None and not job.state.final:
             await job.changed.wait()
         found = job.tail()
         indices = [] if found is None or lines is not None else found[0].read(0, found[1], 10**9).indices
         return job, sorted(indices)
-    finally:
-        await coordinator.stop()
 
 
 def outcome(data: Path) -> tuple[bytes, bytes]:
@@ -166,10 +166,9 @@ def test_a_job_that_cannot_be_understood_keeps_nobody_from_the_others(tmp_path: 
     (lost / "job.json").write_text("{")
 
     async def restart() -> list[str]:
-        coordinator, job = await opened(tmp_path)
-        assert job.state is State.RUNNING
-        await coordinator.stop()
-        return coordinator.unreadable
+        async with opened(tmp_path) as (coordinator, job):
+            assert job.state is State.RUNNING
+            return coordinator.unreadable
 
     (sentence,) = asyncio.run(restart())
     assert "0123/job.json cannot be understood" in sentence

@@ -99,7 +99,7 @@ class Door:
             rows = [f"{hashlib.sha256(token.encode()).hexdigest()} {who}" for token, who in TOKENS.items()]
             (folder / "tokens").write_text("\n".join(rows))
             more = (*more, "--tokens", str(folder / "tokens"))
-        self.log = folder / "serve.log"
+        self.log = folder / f"serve{len(list(folder.glob('serve*.log')))}.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [*command, "--http", "127.0.0.1:0", *more],

@@ -125,3 +125,7 @@ class JobCorruptError(JobError):
 
 class StorageError(JobError):
     """Results cannot be written: the disk is full, or failing."""
+
+
+class DirectoryLostError(StorageError):
+    """The data directory is not this gateway's any more: nothing may be written to it."""

@@ -43,7 +43,12 @@ class AgentUsageError(SpillwayError):
 def agent(
     model: ModelOption,
     gateway: Annotated[
-        str, typer.Option(metavar="HOST:PORT", envvar="SPILLWAY_GATEWAY", help="Where lines come from.")
+        str,
+        typer.Option(
+            metavar="HOST:PORT[,…]",
+            envvar="SPILLWAY_GATEWAY",
+            help="Where lines come from; several over one directory of jobs, separated by commas.",
+        ),
     ],
     served_model: Annotated[
         str | None, typer.Option(help="The model name that jobs ask for. Default: what --model says.")

@@ -19,9 +19,10 @@ GatewayOption = Annotated[
     str | None,
     typer.Option(
         "--gateway",
-        metavar="HOST:PORT",
+        metavar="HOST:PORT[,…]",
         envvar="SPILLWAY_GATEWAY",
-        help=f"Default: `gateway` in ~/.config/spillway/client.toml, else {DEFAULT_GATEWAY}.",
+        help="One gateway, or several over one directory. "
+        f"Default: `gateway` in ~/.config/spillway/client.toml, else {DEFAULT_GATEWAY}.",
     ),
 ]
 TokenFileOption = Annotated[

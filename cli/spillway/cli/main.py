@@ -163,6 +163,21 @@ def serve(
     tls_client_ca: Annotated[
         Path | None, typer.Option(help="Let in only clients with a certificate of this authority, PEM.")
     ] = None,
+    advertise: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST",
+            help="How other gateways over the same JOBS_DIR reach this one. Default: the host of --listen, or this "
+            "machine's name if that is any.",
+        ),
+    ] = None,
+    gateway_ca: Annotated[
+        Path | None,
+        typer.Option(help="With TLS: the authority of those gateways' certificates, PEM. Default: the system's."),
+    ] = None,
+    gateway_name: Annotated[
+        str | None, typer.Option(help="The name in those certificates. Default: the host that each advertises.")
+    ] = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Serve other machines even without tokens and TLS.")
     ] = False,
@@ -183,13 +198,14 @@ def serve(
     """Serve batch jobs over gRPC until SIGTERM.
 
     Clients submit files of requests, agents lease their lines. Everything is in JOBS_DIR: killed and started again, it
-    goes on where it was. With --model one of the agents is this command's own:
+    goes on where it was. Several over one JOBS_DIR: one has the jobs, the others pass calls on to it and take its place
+    when it dies. With --model one of the agents is this command's own:
     spillway serve --jobs-dir jobs --model ./smollm2 -- --device-kv 2GiB
     """
     from spillway.cli.local_agent import LocalAgent
     from spillway.cli.serve import ServeOptions
     from spillway.cli.serve import serve as serve_jobs
-    from spillway.gateway.service.coordinator import DEFAULT_MAX_INPUT_BYTES, ServiceConfig
+    from spillway.gateway.service.coordinator import DEFAULT_MAX_INPUT_BYTES, Peers, ServiceConfig
     from spillway.gateway.service.fetch import InputSources
     from spillway.gateway.service.limits import Limits
 
@@ -199,6 +215,7 @@ def serve(
         limits=Limits() if limits is None else Limits.load(limits),
         sources=InputSources(tuple(input_source or ())),
         retention_s=None if retention is None else duration_s(retention),
+        peers=Peers(advertise, gateway_ca, gateway_name),
     )
     if agent_options and model is None:
         raise typer.BadParameter(f"{agent_options[0]}: options of an agent need --model")

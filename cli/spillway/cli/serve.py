@@ -17,6 +17,7 @@ from spillway.cli.local_agent import LocalAgent
 from spillway.gateway.http.door import DoorConfig, door
 from spillway.gateway.http.metrics import GatewayMetrics
 from spillway.gateway.service.access import Access, Kind
+from spillway.gateway.service.claim import house_token
 from spillway.gateway.service.coordinator import ServiceConfig
 from spillway.gateway.service.server import Tls, gateway
 
@@ -43,6 +44,9 @@ class ServeOptions:
         """Raises ServeError unless certificate and key are given together."""
         if self.tls_cert is not None and self.tls_key is not None:
             return Tls(self.tls_cert, self.tls_key, self.tls_client_ca)
+        peers = self.service.peers
+        if (peers.authority, peers.name) != (None, None):
+            raise ServeError("gateways trust each other by certificates where they serve TLS", "Give --tls-cert, too.")
         if (self.tls_cert, self.tls_key, self.tls_client_ca) != (None, None, None):
             raise ServeError("TLS takes a certificate and its key", "Give --tls-cert and --tls-key.")
         return None
@@ -70,7 +74,8 @@ def is_loopback(address: str) -> bool:
 def serve(options: ServeOptions) -> None:
     """Serves until SIGTERM or SIGINT, then finishes what is under way.
 
-    Raises ServeError, TokenFileError, TracesError, JobError; LocalAgentError if its own agent ends by itself.
+    Raises ServeError, TokenFileError, TargetError, TracesError, JobError; LocalAgentError if its own agent ends by
+    itself.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     options.check_exposure()
@@ -86,6 +91,8 @@ async def _serve(options: ServeOptions) -> None:
     access = Access() if options.tokens is None else Access.load(options.tokens)
     metrics, tls = GatewayMetrics(), options.tls()
     try:
+        token = house_token(options.service.data)
+        access.trust(token, Kind.AGENT)
         async with contextlib.AsyncExitStack() as stack:
             local = None
             if options.agent is not None:
@@ -96,13 +103,13 @@ async def _serve(options: ServeOptions) -> None:
             http_port = 0
             if options.http is not None:
                 config = DoorConfig(options.http, access, tls)
-                http_port = await stack.enter_async_context(door(config, served.coordinator, metrics))
+                http_port = await stack.enter_async_context(door(config, served.ownership, metrics))
             print(f"spillway: serving on {options.listen.rpartition(':')[0]}:{served.port}", flush=True)
             if options.http is not None:
                 scheme = "http" if tls is None else "https"
                 print(f"spillway: {scheme}://{options.http.rpartition(':')[0]}:{http_port}", flush=True)
             if options.agent is not None and local is not None:
-                await stack.enter_async_context(options.agent.running(local, access.issue(Kind.AGENT), stopped))
+                await stack.enter_async_context(options.agent.running(local, token, stopped))
             await stopped.wait()
             print("spillway: stopping", flush=True)
     except OSError as error:

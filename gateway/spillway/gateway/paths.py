@@ -88,13 +88,24 @@ class JobLock:
             try:
                 self._take()
                 if self._is_current():
+                    self._sign()
                     break
             except BaseException:
                 os.close(self._fd)
                 raise
             os.close(self._fd)  # its former holder removed it in between
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, str(os.getpid()).encode(), 0)
+
+    def held(self) -> bool:
+        """Whether it still keeps others out: locked, and the file is the one that they would open.
+
+        Asks for the lock once more. That changes nothing where we have it; a file server that forgot us gives it again
+        only if nobody else has it.
+        """
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return self._is_current()
+        except OSError:
+            return False
 
     def release(self, *, remove_if_unused: bool = False) -> None:
         """Lets go; on request removes a job directory that holds nothing but the lock. Safe to call twice."""
@@ -126,6 +137,13 @@ class JobLock:
             raise StorageError(
                 f"cannot lock {self._directory}: {error.strerror}", "Its file system must support flock."
             ) from error
+
+    def _sign(self) -> None:
+        try:
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, str(os.getpid()).encode(), 0)
+        except OSError as error:
+            raise StorageError(f"cannot write {self._path}: {error.strerror}", "Check the disk.") from error
 
     def _is_current(self) -> bool:
         """Whether the file that was locked still is the one that others would open."""

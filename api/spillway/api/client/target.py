@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
 import re
+import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,13 +40,16 @@ class Tls:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A gateway at "host:port". The token is in `token_file`, else in the variable SPILLWAY_TOKEN, if anywhere."""
+    """A gateway at "host:port"; or several over one data directory, separated by commas, of which any will do.
+
+    The token is in `token_file`, else in the variable SPILLWAY_TOKEN, if anywhere.
+    """
 
     address: str
     tls: Tls | None = None
     token_file: Path | None = None
     server_name: str | None = field(default=None)
-    """The name that the gateway's certificate carries, where it is not the one in `address`."""
+    """The name that the gateway's certificate carries, where it is not the (first) one in `address`."""
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """What to send with a call. The file is read anew each time: Kubernetes changes tokens under way.
@@ -70,11 +75,37 @@ class Target:
             ("grpc.max_reconnect_backoff_ms", 3000),
             ("grpc.use_local_subchannel_pool", 1),  # else a new channel would inherit a dead connection
         ]
+        address, name = self.address, self.server_name
+        if "," in address:
+            first = address.partition(",")[0]
+            address, name = _resolved(address), name or first.rpartition(":")[0].strip("[]")
+            options.append(("grpc.default_authority", first))
         if self.tls is None:
-            return grpc.aio.insecure_channel(self.address, options)
-        if self.server_name is not None:
-            options.append(("grpc.ssl_target_name_override", self.server_name))
-        return grpc.aio.secure_channel(self.address, self.tls.credentials(), options)
+            return grpc.aio.insecure_channel(address, options)
+        if name is not None:
+            options.append(("grpc.ssl_target_name_override", name))
+        return grpc.aio.secure_channel(address, self.tls.credentials(), options)
+
+
+def _resolved(addresses: str) -> str:
+    """Several addresses as gRPC knows them: by number, of one family. In any order, so that callers spread.
+
+    Raises TargetError if none is known.
+    """
+    found: dict[int, list[str]] = {socket.AF_INET: [], socket.AF_INET6: []}
+    for address in addresses.split(","):
+        host, _, port = address.strip().rpartition(":")
+        try:
+            places = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+        except OSError:  # one of them may be gone for good; those that are left will do
+            continue
+        for family, _, _, _, place in places:
+            found[family].append(f"{place[0]}:{port}" if family == socket.AF_INET else f"[{place[0]}]:{port}")
+    for scheme, family in (("ipv4", socket.AF_INET), ("ipv6", socket.AF_INET6)):
+        known = list(dict.fromkeys(found[family]))
+        if known:
+            return f"{scheme}:{','.join(random.sample(known, len(known)))}"
+    raise TargetError(f"no address is known of any of {addresses}", "Check the names.")
 
 
 def _read(path: Path | None) -> bytes | None:

@@ -30,6 +30,7 @@ from spillway.gateway.options import LineRules
 from spillway.gateway.reader import InputFile
 from spillway.gateway.service.coordinator import Coordinator
 from spillway.gateway.service.errors import InvalidError, NotFoundError, Reason
+from spillway.gateway.service.ownership import Ownership
 from spillway.gateway.service.served import ServedJob
 from spillway.gateway.service.spec import MAX_NAME_CHARS, BatchOrigin, JobRequest, Wish
 
@@ -69,9 +70,13 @@ class BatchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class BatchRoutes:
     """Handlers; refusals are raised."""
 
-    def __init__(self, coordinator: Coordinator, shelf: Shelf) -> None:
-        self._coordinator, self._shelf = coordinator, shelf
+    def __init__(self, ownership: Ownership, shelf: Shelf) -> None:
+        self._ownership, self._shelf = ownership, shelf
         self._since_s = time.time()
+
+    @property
+    def _coordinator(self) -> Coordinator:
+        return self._ownership.coordinator
 
     def add(self, router: web.UrlDispatcher) -> None:
         """Puts them where OpenAI's clients look."""

@@ -23,9 +23,9 @@ from spillway.gateway.http.refusals import error_response
 from spillway.gateway.http.shelf import Shelf
 from spillway.gateway.http.store import FileStore
 from spillway.gateway.service.access import Access
-from spillway.gateway.service.coordinator import Coordinator
 from spillway.gateway.service.errors import ServiceError
-from spillway.gateway.service.server import Tls
+from spillway.gateway.service.ownership import Ownership
+from spillway.gateway.service.server import Tls, advertised
 
 log = logging.getLogger(__name__)
 AnyHandler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -46,11 +46,11 @@ class DoorConfig:
 
 
 @contextlib.asynccontextmanager
-async def door(config: DoorConfig, coordinator: Coordinator, metrics: GatewayMetrics) -> AsyncIterator[int]:
+async def door(config: DoorConfig, ownership: Ownership, metrics: GatewayMetrics) -> AsyncIterator[int]:
     """Serves until the block ends; yields the port. Raises OSError if the address or a file of `tls` cannot be used."""
-    store = FileStore(coordinator.config.data / "files")
+    store = FileStore(ownership.config.data / "files")
     runner = web.AppRunner(
-        application(config.access, coordinator, store, metrics),
+        application(config.access, ownership, store, metrics),
         access_log=None,
         logger=_wire_log(),
         shutdown_timeout=1.0,
@@ -60,7 +60,7 @@ async def door(config: DoorConfig, coordinator: Coordinator, metrics: GatewayMet
     await runner.setup()
     assert runner.server is not None
     runner.server.request_handler = _with_plain_expectations(runner.server.request_handler)
-    sweeping = asyncio.create_task(_sweep_forever(store, coordinator), name="spillway-file-sweeper")
+    sweeping = asyncio.create_task(_sweep_forever(store, ownership), name="spillway-file-sweeper")
     try:
         host, _, port = config.address.rpartition(":")
         context = None if config.tls is None else _context(config.tls)
@@ -68,24 +68,24 @@ async def door(config: DoorConfig, coordinator: Coordinator, metrics: GatewayMet
             await web.TCPSite(runner, host.strip("[]"), int(port), ssl_context=context).start()
         except (ValueError, OverflowError) as error:
             raise OSError(f"cannot listen on {config.address}: {error}") from error
-        yield int(runner.addresses[0][1])
+        bound = int(runner.addresses[0][1])
+        ownership.serves_http(advertised(config.address, bound, ownership.config.peers))
+        yield bound
     finally:
         sweeping.cancel()
         await runner.cleanup()
         await asyncio.gather(sweeping, return_exceptions=True)
 
 
-def application(access: Access, coordinator: Coordinator, store: FileStore, metrics: GatewayMetrics) -> web.Application:
+def application(access: Access, ownership: Ownership, store: FileStore, metrics: GatewayMetrics) -> web.Application:
     """All routes behind the guard."""
-    shelf = Shelf(coordinator, store)
-    coordinator.shelved = store.contents
-    app = web.Application(
-        middlewares=[Guard(access, coordinator.admit, metrics).answer], client_max_size=MAX_BODY_BYTES
-    )
-    FileRoutes(coordinator, store, shelf).add(app.router)
-    BatchRoutes(coordinator, shelf).add(app.router)
-    app.router.add_get("/api/overview", Overview(coordinator).overview)
-    metrics.watch(coordinator)
+    shelf = Shelf(ownership, store)
+    ownership.shelves(store.contents)
+    app = web.Application(middlewares=[Guard(access, ownership, metrics).answer], client_max_size=MAX_BODY_BYTES)
+    FileRoutes(ownership, store, shelf).add(app.router)
+    BatchRoutes(ownership, shelf).add(app.router)
+    app.router.add_get("/api/overview", Overview(ownership).overview)
+    metrics.watch(ownership)
 
     async def figures(_request: web.Request) -> web.Response:
         return web.Response(body=metrics.page(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
@@ -141,11 +141,12 @@ def _is_ours(record: logging.LogRecord) -> bool:
     return not isinstance(error, (HttpProcessingError, ConnectionError))
 
 
-async def _sweep_forever(store: FileStore, coordinator: Coordinator) -> None:
+async def _sweep_forever(store: FileStore, ownership: Ownership) -> None:
     while True:
         try:
-            for sha256 in await asyncio.to_thread(store.sweep, time.time()):
-                await coordinator.unlinked(sha256)
+            if ownership.owns:
+                for sha256 in await asyncio.to_thread(store.sweep, time.time()):
+                    await ownership.coordinator.unlinked(sha256)
         except (ServiceError, OSError) as error:
             log.warning("expired files could not all be removed: %s", error)
         await asyncio.sleep(SWEEP_S)

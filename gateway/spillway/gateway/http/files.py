@@ -27,6 +27,7 @@ from spillway.gateway.http.store import FileSpec, FileStore
 from spillway.gateway.service.coordinator import Coordinator
 from spillway.gateway.service.errors import InvalidError, Reason, ResourceError
 from spillway.gateway.service.limits import Usage
+from spillway.gateway.service.ownership import Ownership
 from spillway.gateway.service.store import Upload
 from spillway.gateway.service.threads import to_the_end
 
@@ -49,8 +50,12 @@ class _Form:
 class FileRoutes:
     """Handlers; refusals are raised."""
 
-    def __init__(self, coordinator: Coordinator, store: FileStore, shelf: Shelf) -> None:
-        self._coordinator, self._store, self._shelf = coordinator, store, shelf
+    def __init__(self, ownership: Ownership, store: FileStore, shelf: Shelf) -> None:
+        self._ownership, self._store, self._shelf = ownership, store, shelf
+
+    @property
+    def _coordinator(self) -> Coordinator:
+        return self._ownership.coordinator
 
     def add(self, router: web.UrlDispatcher) -> None:
         """Puts them where OpenAI's clients look."""

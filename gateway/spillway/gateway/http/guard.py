@@ -13,14 +13,19 @@ from aiohttp import web
 from spillway.gateway.http.metrics import GatewayMetrics
 from spillway.gateway.http.reading import CALLER
 from spillway.gateway.http.refusals import defect, refusal, routing_refusal
+from spillway.gateway.http.relay import relay, relayed
 from spillway.gateway.service.access import Access, Kind
 from spillway.gateway.service.errors import ForbiddenError, ServiceError
+from spillway.gateway.service.link import Link
+from spillway.gateway.service.ownership import Ownership
 
 log = logging.getLogger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _KINDS = {"v1": (Kind.CLIENT,), "api": (Kind.CLIENT, Kind.MONITOR), "metrics": (Kind.MONITOR,)}
 """Who may call what, by the first part of the route. The page itself, which holds no data, is anybody's."""
+_OF_JOBS = frozenset({"v1", "api"})
+"""What only the gateway that has the jobs can answer: another passes it on, and that one asks who calls."""
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -34,9 +39,8 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "DELETE"})
 class Guard:
     """The door's one middleware."""
 
-    def __init__(self, access: Access, admit: Callable[[str], None], metrics: GatewayMetrics) -> None:
-        """`admit` is told the tenant of each client's call; raises ServiceError if it was one too many."""
-        self._access, self._admit, self._metrics = access, admit, metrics
+    def __init__(self, access: Access, ownership: Ownership, metrics: GatewayMetrics) -> None:
+        self._access, self._ownership, self._metrics = access, ownership, metrics
 
     @web.middleware
     async def answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -53,13 +57,18 @@ class Guard:
     async def _answer(self, request: web.Request, handler: Handler, route: str) -> web.StreamResponse:
         try:
             self._check_page(request)
-            kinds = _KINDS.get(route.strip("/").split("/")[0])
+            part = route.strip("/").split("/")[0]
+            if part in _OF_JOBS:
+                way = await self._ownership.way(relayed=relayed(request))
+                if isinstance(way, Link):
+                    return await relay(request, way)
+            kinds = _KINDS.get(part)
             if kinds is not None:
                 caller = self._access.caller(request.headers.get("Authorization"))
                 caller.need(*kinds)
                 request[CALLER] = caller
                 if kinds == (Kind.CLIENT,):
-                    self._admit(caller.tenant)
+                    self._ownership.admit(caller.tenant)
             return await handler(request)
         except ServiceError as error:
             return refusal(error)

@@ -14,7 +14,8 @@ from prometheus_client import Counter as PrometheusCounter
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from spillway.gateway.service.coordinator import Coordinator
+from spillway.gateway.service.fleet import Fleet
+from spillway.gateway.service.ownership import Ownership
 from spillway.gateway.service.served import ServedJob
 from spillway.gateway.service.state import State
 
@@ -61,9 +62,9 @@ class GatewayMetrics:
         """A call over HTTP is answered; `route` is the pattern of its path."""
         self._http_s.labels(route, method, str(status)).observe(seconds)
 
-    def watch(self, coordinator: Coordinator) -> None:
-        """Adds the figures of a gateway's jobs."""
-        self._registry.register(JobCollector(coordinator))
+    def watch(self, ownership: Ownership) -> None:
+        """Adds the figures of a gateway's jobs, and whether it has any."""
+        self._registry.register(JobCollector(ownership))
 
     def page(self) -> bytes:
         """All of it, in Prometheus' text format."""
@@ -71,10 +72,10 @@ class GatewayMetrics:
 
 
 class JobCollector(Collector):
-    """Jobs, lines, leases and agents, under ``spillway_gateway_``. For the event loop's thread."""
+    """Jobs, lines, leases and agents, under ``spillway_gateway_``, where they are. For the event loop's thread."""
 
-    def __init__(self, coordinator: Coordinator) -> None:
-        self._coordinator = coordinator
+    def __init__(self, ownership: Ownership) -> None:
+        self._ownership = ownership
 
     def describe(self) -> list[Metric]:
         """Nothing beforehand: names never clash with those of calls."""
@@ -82,10 +83,15 @@ class JobCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """All metrics."""
-        jobs = self._coordinator.jobs()
+        owns, generation = self._ownership.owns, self._ownership.generation
+        yield GaugeMetricFamily("spillway_gateway_owner", "1: has the jobs. 0: passes calls on.", value=owns)
+        yield GaugeMetricFamily("spillway_gateway_generation", "Of the owner, as far as known.", value=generation)
+        if not owns:
+            return
+        coordinator = self._ownership.coordinator
+        jobs, counts = coordinator.jobs(), coordinator.counts
         yield from _kept(jobs)
-        yield from self._queues(jobs)
-        counts = self._coordinator.counts
+        yield from _queues(jobs, coordinator.fleet)
         for name, text, value in (
             ("jobs_submitted", "Jobs accepted.", counts.jobs_submitted),
             ("input_bytes", "Bytes of their inputs.", counts.input_bytes),
@@ -99,27 +105,27 @@ class JobCollector(Collector):
         held = sum(job.num_leases for job in jobs)
         yield GaugeMetricFamily("spillway_gateway_leases", "Leases held by agents now.", value=held)
 
-    def _queues(self, jobs: list[ServedJob]) -> Iterator[Metric]:
-        fleet = self._coordinator.fleet
-        names = set(fleet.models[:MAX_MODELS])
-        depth: Counter[str] = Counter(dict.fromkeys(names, 0))
-        oldest: dict[str, float] = dict.fromkeys(names, 0.0)
-        for job in jobs:
-            pending = job.counts().pending
-            if job.state in _WITH_LINES and pending:
-                model = job.spec.request.model if job.spec.request.model in names else "other"
-                depth[model] += pending - job.num_leased
-                oldest[model] = max(oldest.get(model, 0.0), time.time() - job.spec.created_s)
-        agents = Counter(agent.model if agent.model in names else "other" for agent in fleet.agents)
-        for name, text, values in (
-            ("queue_lines", "Lines that wait for an agent, those of paused jobs included.", depth),
-            ("oldest_pending_seconds", "Age of the oldest job with lines that have no result.", oldest),
-            ("agents", "Agents heard of in the last ten minutes.", agents),
-        ):
-            family = GaugeMetricFamily(f"spillway_gateway_{name}", text, labels=["model"])
-            for model, value in sorted(dict(values).items()):
-                family.add_metric([model], value)
-            yield family
+
+def _queues(jobs: list[ServedJob], fleet: Fleet) -> Iterator[Metric]:
+    names = set(fleet.models[:MAX_MODELS])
+    depth: Counter[str] = Counter(dict.fromkeys(names, 0))
+    oldest: dict[str, float] = dict.fromkeys(names, 0.0)
+    for job in jobs:
+        pending = job.counts().pending
+        if job.state in _WITH_LINES and pending:
+            model = job.spec.request.model if job.spec.request.model in names else "other"
+            depth[model] += pending - job.num_leased
+            oldest[model] = max(oldest.get(model, 0.0), time.time() - job.spec.created_s)
+    agents = Counter(agent.model if agent.model in names else "other" for agent in fleet.agents)
+    for name, text, values in (
+        ("queue_lines", "Lines that wait for an agent, those of paused jobs included.", depth),
+        ("oldest_pending_seconds", "Age of the oldest job with lines that have no result.", oldest),
+        ("agents", "Agents heard of in the last ten minutes.", agents),
+    ):
+        family = GaugeMetricFamily(f"spillway_gateway_{name}", text, labels=["model"])
+        for model, value in sorted(dict(values).items()):
+            family.add_metric([model], value)
+        yield family
 
 
 def _kept(jobs: list[ServedJob]) -> Iterator[Metric]:

@@ -11,6 +11,7 @@ from spillway.gateway.http.reading import CALLER, json_response
 from spillway.gateway.service.access import Kind
 from spillway.gateway.service.coordinator import Coordinator
 from spillway.gateway.service.fleet import Agent, Sample
+from spillway.gateway.service.ownership import Ownership
 from spillway.gateway.service.served import ServedJob
 
 MAX_JOBS = 200
@@ -20,8 +21,12 @@ MAX_JOBS = 200
 class Overview:
     """The handler."""
 
-    def __init__(self, coordinator: Coordinator) -> None:
-        self._coordinator = coordinator
+    def __init__(self, ownership: Ownership) -> None:
+        self._ownership = ownership
+
+    @property
+    def _coordinator(self) -> Coordinator:
+        return self._ownership.coordinator
 
     async def overview(self, request: web.Request) -> web.Response:
         """Jobs that run first, then the newest; at most `MAX_JOBS`. Times in Unix seconds, ages in seconds."""

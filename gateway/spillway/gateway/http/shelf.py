@@ -14,6 +14,7 @@ from pathlib import Path
 from spillway.gateway.http.store import FileStore
 from spillway.gateway.service.coordinator import Coordinator
 from spillway.gateway.service.errors import ConflictError, NotFoundError, Reason
+from spillway.gateway.service.ownership import Ownership
 from spillway.gateway.service.served import ServedJob
 from spillway.gateway.service.store import StoredInput
 
@@ -81,8 +82,12 @@ def page_of(keys: list[tuple[float, str]], query: PageQuery) -> tuple[list[str],
 class Shelf:
     """Files of all tenants. For the event loop's thread: jobs live there; what may take long is done in others."""
 
-    def __init__(self, coordinator: Coordinator, store: FileStore) -> None:
-        self._coordinator, self._store = coordinator, store
+    def __init__(self, ownership: Ownership, store: FileStore) -> None:
+        self._ownership, self._store = ownership, store
+
+    @property
+    def _coordinator(self) -> Coordinator:
+        return self._ownership.coordinator
 
     def get(self, tenant: str, file_id: str) -> ShelfFile:
         """Raises NotFoundError, ResourceError, DamagedError."""

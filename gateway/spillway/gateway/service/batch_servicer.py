@@ -1,4 +1,4 @@
-"""spillway.batch.v1 over the coordinator: reading requests, writing answers, and nothing else."""
+"""spillway.batch.v1 over the jobs: reading requests, writing answers, and nothing else."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from spillway.gateway.service.convert import job_id, job_message, job_request
 from spillway.gateway.service.coordinator import Coordinator
 from spillway.gateway.service.errors import ConflictError, InvalidError, NotFoundError, Reason
 from spillway.gateway.service.limits import Usage
+from spillway.gateway.service.ownership import Ownership
 from spillway.gateway.service.refusals import tenant, traceparent
 from spillway.gateway.service.served import ServedJob
 from spillway.gateway.service.spec import JobRequest, Wish
@@ -37,10 +38,14 @@ Context = ServicerContext[Any, Any]
 class BatchServicer(batch_pb2_grpc.BatchServiceServicer):
     """Refusals are raised as ServiceError; the server's interceptor makes statuses of them."""
 
-    def __init__(self, coordinator: Coordinator) -> None:
-        self._coordinator = coordinator
+    def __init__(self, ownership: Ownership) -> None:
+        self._ownership = ownership
         self._watchers = 0
         self._shown: dict[str, _Shown] = {}
+
+    @property
+    def _coordinator(self) -> Coordinator:
+        return self._ownership.coordinator
 
     async def SubmitJob(
         self, request_iterator: AsyncIterable[batch_pb2.SubmitJobRequest], context: Context
@@ -81,7 +86,7 @@ class BatchServicer(batch_pb2_grpc.BatchServiceServicer):
                 if shown.state.final:
                     return
                 await self._wait_for_change(job, shown.version)
-                self._coordinator.get(job.spec.id)  # NOT_FOUND if it was deleted meanwhile
+                job = self._coordinator.get(job.spec.id)  # NOT_FOUND if it was deleted meanwhile
         finally:
             self._watchers -= 1
 
@@ -101,7 +106,7 @@ class BatchServicer(batch_pb2_grpc.BatchServiceServicer):
             else:  # what is done becomes readable once it is durable, which is no change of the job
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(changed.wait(), FOLLOW_INTERVAL_S)
-                self._coordinator.get(job.spec.id)
+                job = self._coordinator.get(job.spec.id)
 
     async def ReadFile(
         self, request: batch_pb2.ReadFileRequest, context: Context

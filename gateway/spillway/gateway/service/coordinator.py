@@ -13,6 +13,7 @@ from pathlib import Path
 
 from spillway.api.errors import LineError
 from spillway.api.tracing import Traces
+from spillway.gateway.service.claim import Claim
 from spillway.gateway.service.counts import ServiceCounts
 from spillway.gateway.service.dispatch import Dispatcher, Grant
 from spillway.gateway.service.errors import (
@@ -25,6 +26,7 @@ from spillway.gateway.service.errors import (
 )
 from spillway.gateway.service.fetch import InputSources
 from spillway.gateway.service.fleet import Fleet
+from spillway.gateway.service.house import House
 from spillway.gateway.service.job_trace import Report, begin_trace
 from spillway.gateway.service.leases import LeaseRules
 from spillway.gateway.service.limits import CallRate, Holdings, Limits, Usage
@@ -41,6 +43,8 @@ DEFAULT_MAX_INPUT_BYTES = 64 << 30
 AGENT_SILENCE_S = 30.0
 """After so long without a call for lines, a model counts as served by nobody."""
 MAX_LEASE_LINES = 4096
+Shelved = Callable[[str], dict[str, int]]
+"""Sizes of the inputs that a tenant has outside of jobs, by digest; may block."""
 SWEEP_S = 10.0
 """So often jobs are removed that ended long enough ago."""
 _WAITING = {
@@ -50,8 +54,20 @@ _WAITING = {
 
 
 @dataclass(frozen=True, slots=True)
+class Peers:
+    """How gateways over one data directory reach each other. `host` is this one's, as the others know it, if that is
+    not where it listens. With TLS they trust each other by `authority` (None: those of the system); `name` is what
+    their certificates say where that is not the host.
+    """
+
+    host: str | None = None
+    authority: Path | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceConfig:
-    """Limits and times of a gateway; where it keeps its jobs.
+    """Limits and times of a gateway; where it keeps its jobs, and its peers.
 
     `retention_s`: jobs are removed so long after they ended; None: never.
     """
@@ -63,15 +79,16 @@ class ServiceConfig:
     retention_s: float | None = None
     sources: InputSources = field(default_factory=InputSources)
     traces: Traces = field(default_factory=Traces)
+    peers: Peers = field(default_factory=Peers)
 
 
 class Coordinator:
-    """The service without its wire. Methods are for the event loop's thread."""
+    """The service without its wire, as long as its claim lasts. Methods are for the event loop's thread."""
 
-    def __init__(self, config: ServiceConfig) -> None:
-        """Takes the data directory. Raises what JobStore raises."""
+    def __init__(self, config: ServiceConfig, claim: Claim) -> None:
+        """Raises OSError if the data directory cannot be used."""
         self.config = config
-        self._store = JobStore(config.data)
+        self._store = JobStore(claim.data)
         self._jobs: dict[str, ServedJob] = {}
         self._by_request_id: dict[tuple[str, str], str] = {}  # by tenant and request_id
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -80,11 +97,11 @@ class Coordinator:
         self._asked_s: dict[str, float] = {}  # by model: when an agent last asked for lines
         self.fleet = Fleet()
         self.counts = ServiceCounts()
+        self._house = House(config.leases, self._announce_work, self.counts, config.traces, claim.check)
         self._dispatcher = Dispatcher(lambda tenant: config.limits.of(tenant).weight)
         self._rate = CallRate()
         self._storing = asyncio.Lock()  # jobs come into being and go one at a time
-        self.shelved: Callable[[str], dict[str, int]] = lambda _tenant: {}
-        """Sizes of the inputs that a tenant has outside of jobs, by digest; may block."""
+        self.shelved: Shelved = lambda _tenant: {}
         self.unreadable: list[str] = []
         """Jobs that were found on disk and could not be understood, a sentence each: they are left as they are."""
 
@@ -101,16 +118,21 @@ class Coordinator:
         self._ticker = asyncio.create_task(self._tick_forever(), name="spillway-ticker")
 
     async def stop(self) -> None:
-        """Ends all tasks and lets go of all files. Nothing is lost; the next start goes on from there."""
+        """Ends all tasks and lets go of all files. Nothing is lost; the next start goes on from there.
+
+        Raises StorageError if results of the last moments could not be kept.
+        """
         for job in self._jobs.values():
             job.hurry()
+            job.touch()
         tasks = [task for task in (self._ticker, *self._tasks.values()) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for job in self._jobs.values():
-            await asyncio.to_thread(job.close)
-        self._store.close()
+        closings = (asyncio.to_thread(job.close) for job in self._jobs.values() if not job.state.final)
+        failures = [each for each in await asyncio.gather(*closings, return_exceptions=True) if each is not None]
+        if failures:
+            raise failures[0]
 
     # jobs
 
@@ -297,7 +319,7 @@ class Coordinator:
 
     def _serve(self, spec: JobSpec) -> ServedJob:
         folder = self._store.folder(spec.id)
-        job = ServedJob(spec, folder, self.config.leases, self._announce_work, self.counts, self.config.traces)
+        job = ServedJob(spec, folder, self._house)
         self._jobs[spec.id] = job
         if spec.request.request_id:
             self._by_request_id[spec.tenant, spec.request.request_id] = spec.id

@@ -33,6 +33,7 @@ class Reason(StrEnum):
     QUOTA_LINES = "QUOTA_LINES"
     QUOTA_BYTES = "QUOTA_BYTES"
     RATE_LIMITED = "RATE_LIMITED"
+    HANDOVER = "HANDOVER"
 
 
 class ServiceError(SpillwayError):
@@ -63,7 +64,10 @@ class AlreadyExistsError(ServiceError):
 
 
 class ResourceError(ServiceError):
-    """A limit or the disk stands in the way. `retry_s`: after how long another try may fare better, if known."""
+    """A limit, the disk, or a hand-over between gateways stands in the way.
+
+    `retry_s`: after how long another try may fare better, if known.
+    """
 
     def __init__(self, reason: Reason, message: str, hint: str = "", retry_s: float | None = None) -> None:
         super().__init__(reason, message, hint)

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -26,16 +26,15 @@ from spillway.api.errors import (
     StorageError,
 )
 from spillway.api.results import Usage
-from spillway.api.tracing import Traces
 from spillway.gateway.families import Span, beginnings
 from spillway.gateway.job import MANIFEST, Job, JobCounts, RequestLine
 from spillway.gateway.manifest import Manifest
 from spillway.gateway.repairs import MANIFEST_MENDED
 from spillway.gateway.service.bodies import checked_usage
-from spillway.gateway.service.counts import ServiceCounts
 from spillway.gateway.service.errors import ConflictError, DamagedError, InvalidError, Reason, ResourceError
+from spillway.gateway.service.house import House
 from spillway.gateway.service.job_trace import JobTrace, Report
-from spillway.gateway.service.leases import GivenUp, Lease, LeaseBook, LeaseRules
+from spillway.gateway.service.leases import GivenUp, Lease, LeaseBook
 from spillway.gateway.service.pace import Pace, Sample
 from spillway.gateway.service.sealed import SealedResults
 from spillway.gateway.service.spec import End, JobSpec, Outcome, Wish
@@ -62,18 +61,9 @@ _UNFINISHED = {
 class ServedJob:
     """A job in the service. Methods are for the event loop's thread unless they say otherwise."""
 
-    def __init__(
-        self,
-        spec: JobSpec,
-        folder: JobFolder,
-        rules: LeaseRules,
-        announce: Callable[[], None],
-        counts: ServiceCounts,
-        traces: Traces,
-    ) -> None:
-        """`announce` is called when there may be lines to hand out that were not there before."""
-        self.spec, self.folder = spec, folder
-        self._rules, self._announce, self._service_counts = rules, announce, counts
+    def __init__(self, spec: JobSpec, folder: JobFolder, house: House) -> None:
+        self.spec, self.folder, self._house = spec, folder, house
+        self._rules, self._announce, self._service_counts = house.rules, house.announce, house.counts
         self._job: Job | None = None
         self._book: LeaseBook | None = None
         self._ending = False
@@ -84,7 +74,7 @@ class ServedJob:
         self._sealed: SealedResults | None = None
         self._changed = asyncio.Event()
         self._pace = Pace()
-        self.trace = JobTrace(traces, spec)
+        self.trace = JobTrace(house.traces, spec)
         self._next_keys: tuple[int, Sequence[int]] = (-1, ())  # of the line at that place of the order
         self.version = 0
         """Goes up with every change."""
@@ -225,6 +215,7 @@ class ServedJob:
         self.touch()
         sealing = self.trace.begin("seal")
         try:
+            self._house.check()
             if wish in _UNFINISHED:
                 await to_the_end(self._fail_the_rest, job, *_UNFINISHED[wish])
             await to_the_end(partial(job.seal, keep_log=True))
@@ -486,6 +477,8 @@ class ServedJob:
 
     def _checked_index(self, index: int) -> int:
         if not 0 <= index < self.counts().total:
+            if not self.state.final:
+                self._open_job()  # while it is being opened nobody knows how many lines it has
             raise InvalidError(f"job {self.spec.id} has no line {index}")
         return index
 

@@ -1,6 +1,6 @@
 """Jobs on disk.
 
-<data>/lock                       one gateway at a time
+<data>/lock, owner.json           one gateway at a time: see claim.py
 <data>/incoming/<id>/             uploads under way; what a stopped gateway left here is thrown away
 <data>/inputs/<sha256>.jsonl      every input once: the jobs' input.jsonl are links to it, counted by the file system
 <data>/jobs/<id>/job.json         the spec, with a copy: a folder without one does not exist here
@@ -24,7 +24,7 @@ from pathlib import Path
 
 from spillway.api.errors import JobCorruptError
 from spillway.gateway.durable import remove_twice, sync_directory
-from spillway.gateway.paths import JobLock, JobPaths
+from spillway.gateway.paths import JobPaths
 from spillway.gateway.service.errors import NotFoundError, Reason, ResourceError
 from spillway.gateway.service.spec import JobSpec, new_job_id
 
@@ -152,22 +152,16 @@ class Loaded:
 
 
 class JobStore:
-    """The data directory, held exclusively."""
+    """The jobs in a data directory. Whoever makes one has claimed the directory."""
 
     def __init__(self, data: Path) -> None:
-        """Raises JobLockedError if another gateway has it, OutputPathError or StorageError if it cannot be used."""
-        data.mkdir(parents=True, exist_ok=True)
-        self._lock = JobLock(data)
+        """Throws away what an earlier gateway left half done. Raises OSError."""
         self._incoming, self._jobs, self._inputs = data / "incoming", data / "jobs", data / "inputs"
         shutil.rmtree(self._incoming, ignore_errors=True)
         for folder in (self._jobs, self._inputs):
             folder.mkdir(exist_ok=True)
         for shared in self._inputs.iterdir():
             _remove_if_unused(shared)
-
-    def close(self) -> None:
-        """Lets go of the directory."""
-        self._lock.release()
 
     def upload(self, max_bytes: int) -> Upload:
         """Begins an upload."""

@@ -1,4 +1,4 @@
-"""spillway.worker.v1 over the coordinator."""
+"""spillway.worker.v1 over the jobs."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from spillway.gateway.service.coordinator import Coordinator
 from spillway.gateway.service.dispatch import Grant
 from spillway.gateway.service.errors import InvalidError
 from spillway.gateway.service.job_trace import Report
+from spillway.gateway.service.ownership import Ownership
 from spillway.gateway.service.refusals import traceparent
 
 MAX_WAIT_S = 60.0
@@ -24,10 +25,14 @@ Context = ServicerContext[Any, Any]
 class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
     """Refusals are raised as ServiceError; the server's interceptor makes statuses of them."""
 
-    def __init__(self, coordinator: Coordinator) -> None:
-        self._coordinator = coordinator
+    def __init__(self, ownership: Ownership) -> None:
+        self._ownership = ownership
         self._ttl = Duration(nanos=0)
-        self._ttl.FromMilliseconds(round(coordinator.config.leases.ttl_s * 1000))
+        self._ttl.FromMilliseconds(round(ownership.config.leases.ttl_s * 1000))
+
+    @property
+    def _coordinator(self) -> Coordinator:
+        return self._ownership.coordinator
 
     async def Lease(self, request: worker_pb2.LeaseRequest, context: Context) -> worker_pb2.LeaseResponse:
         if not request.worker or not request.model:
