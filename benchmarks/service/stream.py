@@ -42,6 +42,7 @@ from spillway.api.client.target import Target
 from spillway.api.results import Usage
 from spillway.gateway.job import Job
 from spillway.gateway.service.batch_servicer import PAGE_BYTES
+from spillway.gateway.service.claim import Claim
 from spillway.gateway.service.spec import End, JobRequest, JobSpec, Outcome
 from spillway.gateway.service.store import JobFolder, JobStore
 
@@ -66,6 +67,7 @@ class Figures:
 
 def make_job(data: Path, total_bytes: int, row_bytes: int) -> tuple[str, JobFolder]:
     """A job that has ended, with so many bytes of output; its name and folder."""
+    claim = Claim(data)
     store = JobStore(data)
     upload = store.upload(1 << 40)
     frame = 220  # what stands around a body in a row, about
@@ -85,7 +87,7 @@ def make_job(data: Path, total_bytes: int, row_bytes: int) -> tuple[str, JobFold
             job.complete_all([(index, body, Usage(1, 1)) for index in indices[start : start + LINES_AT_ONCE]])
         job.seal(keep_log=True)
     msgspec.structs.replace(spec, outcome=Outcome(End.COMPLETED, time.time())).save(folder.spec)
-    store.close()
+    claim.release()
     return f"jobs/{spec.id}", folder
 
 

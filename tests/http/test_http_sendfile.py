@@ -46,7 +46,7 @@ def test_a_download_is_sent_by_the_kernel(tmp_path: Path, monkeypatch: pytest.Mo
     async def serve() -> None:
         async with gateway(ServiceConfig(tmp_path), "127.0.0.1:0") as served:
             config = DoorConfig("127.0.0.1:0", Access())
-            async with door(config, served.coordinator, GatewayMetrics()) as port:
+            async with door(config, served.ownership, GatewayMetrics()) as port:
                 await asyncio.to_thread(up_and_down, port)
 
     asyncio.run(serve())
