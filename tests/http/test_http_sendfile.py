@@ -40,7 +40,7 @@ def test_a_download_is_sent_by_the_kernel(tmp_path: Path, monkeypatch: pytest.Mo
             sent.clear()
             connection.request("GET", f"/v1/files/{name}/content", headers={} if asked is None else {"Range": asked})
             assert connection.getresponse().read() == expected
-            until(lambda expected=expected: sum(sent) == len(expected), "it was counted, which comes after the last byte")
+            until(lambda expected=expected: sum(sent) == len(expected), "the last byte is counted")
         connection.close()
 
     async def serve() -> None:
