@@ -80,7 +80,7 @@ def agent(
     peer_tls_ca: PeerTlsCaOption = None,
     peer_tls_name: PeerTlsNameOption = "",
     peer_fabric: Annotated[
-        bool, typer.Option("--peer-fabric", help="Let blocks travel by NIXL, for networks with RDMA. Not with TLS.")
+        bool, typer.Option("--peer-fabric", help="Experimental: let blocks travel by NIXL, for RDMA. Not with TLS.")
     ] = False,
     max_lines: Annotated[
         int | None,
