@@ -1,10 +1,13 @@
 """Where the blocks of a chain are: one call, and few steps in it where a node entered them one after another.
 
 A block alone costs a step: find its bucket, find it there, see whose leases hold. But a node mostly enters the blocks
-of a chain together, and its segments (see `redis_scripts`) keep their order, whichever way round. So where a
-block is found, the longest run of marks that its segment has in common with the chain is looked for as a whole, and its
-blocks are done. Strings are what costs in there: Lua hashes every byte of each. So a block is asked for by its mark, 8
-bytes of its name: two blocks with one mark would cost a load that comes back empty, not a wrong byte.
+of a chain together, and its segments (see `redis_scripts`) keep their order, whichever way round. So where a block is
+found, the longest run of marks that its segment has in common with the chain is looked for as a whole, and its blocks
+are done; the next ones are looked for in the same segment and in those beside it first. Puts are mostly of one length,
+so the last length that was seen twice is tried first.
+
+Strings are what costs in there: Lua hashes every byte of each. So a block is asked for by its mark, 8 bytes of its
+name: two blocks with one mark would cost a load that comes back empty, not a wrong byte.
 
 The buckets and segments that are looked into are known only in the course of it, so they are not among KEYS. They carry
 the hash tag of the one that is, hence lie on the same master of a Redis Cluster.
