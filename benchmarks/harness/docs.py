@@ -14,7 +14,10 @@ _BLOCK = re.compile(r"(<!-- table (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.
 
 def table_of(name: str) -> str:
     """The table of a kept result, by its file's name without the ending."""
-    kept = json.loads((results.RESULTS / f"{name}.json").read_text())
+    path = results.RESULTS / f"{name}.json"
+    if not path.exists():
+        return "Not measured yet.\n"
+    kept = json.loads(path.read_text())
     if name == "kernels-cpu-attention":
         return results.attention_table(kept)
     if name.startswith("kvstore-"):
