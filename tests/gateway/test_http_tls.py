@@ -15,7 +15,7 @@ from certificates import Authority, Pair
 from spillway.gateway.http.door import DoorConfig, door
 from spillway.gateway.http.metrics import GatewayMetrics
 from spillway.gateway.service.access import Access
-from spillway.gateway.service.coordinator import ServiceConfig
+from spillway.gateway.service.coordinator import Peers, ServiceConfig
 from spillway.gateway.service.server import Tls, gateway
 
 
@@ -61,5 +61,39 @@ def test_an_address_that_cannot_be_listened_on_is_an_os_error(tmp_path: Path, ad
             with pytest.raises(OSError, match="cannot listen"):
                 async with door(DoorConfig(address, Access()), served.ownership, GatewayMetrics()):
                     pass
+
+    asyncio.run(asyncio.wait_for(check(), 120))
+
+
+def test_what_another_gateway_answers_goes_by_tls_too(tmp_path: Path) -> None:
+    """Each shows its certificate to the other, under the name that certificates say."""
+
+    async def check() -> None:
+        authority = Authority(tmp_path)
+        served, known = authority.certify("served"), authority.certify("known")
+        tls = Tls(served.certificate, served.key, authority.certificate)
+        service = ServiceConfig(tmp_path / "data", peers=Peers(None, authority.certificate, "localhost"))
+        where, trusted = (
+            DoorConfig("127.0.0.1:0", Access(), tls),
+            ssl.create_default_context(cafile=authority.certificate),
+        )
+        trusted.load_cert_chain(known.certificate, known.key)
+        async with contextlib.AsyncExitStack() as stack:
+            owner = await stack.enter_async_context(gateway(service, "127.0.0.1:0", None, tls))
+            other = await stack.enter_async_context(gateway(service, "127.0.0.1:0", None, tls))
+            port = await stack.enter_async_context(door(where, other.ownership, GatewayMetrics()))
+            session = await stack.enter_async_context(aiohttp.ClientSession())
+
+            async def ask() -> tuple[int, str]:
+                async with session.get(f"https://localhost:{port}/v1/models", ssl=trusted) as answer:
+                    return answer.status, await answer.text()
+
+            status, text = await ask()
+            assert (status, "serves no HTTP" in text) == (503, True)
+            await stack.enter_async_context(door(where, owner.ownership, GatewayMetrics()))
+            while (await ask())[0] == 503:
+                await asyncio.sleep(0.05)
+            assert await ask() == (200, '{"object":"list","data":[]}')
+            assert not other.ownership.owns
 
     asyncio.run(asyncio.wait_for(check(), 120))

@@ -8,7 +8,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from spillway.gateway.http.reading import BROKEN
-from spillway.gateway.service.errors import InvalidError
+from spillway.gateway.service.errors import InvalidError, Reason, ResourceError
 from spillway.gateway.service.link import Link
 from spillway.gateway.service.relay import MARK
 
@@ -42,7 +42,8 @@ async def relay(request: web.Request, link: Link) -> web.StreamResponse:
     if not request.raw_path.startswith("/"):  # else it could name another host
         raise InvalidError("the target of a request begins with a slash")
     if not link.owner.http:
-        raise link.refusal()
+        message = f"the gateway at {link.owner.grpc}, which has the jobs, serves no HTTP"
+        raise ResourceError(Reason.HANDOVER, message, "Start all gateways with --http, or none.")
     scheme = "http" if link.trust.tls is None else "https"
     headers = _passed_on(request.headers)
     headers.update({MARK: "1", "Host": "localhost"})  # the owner's own check of names is not for calls through us
