@@ -53,16 +53,21 @@ LISTENING = "listening on "
 
 @dataclass
 class Figures:
-    """Of one size of rows. Rates in MiB/s of rows, a list entry a round; `share` are medians against the ceiling."""
+    """Of one size of rows; an entry a round. Rates in MiB/s; seconds of CPU are those of server and reader for a GiB.
+
+    `share` is what is reached of the ceiling: by the medians of the rates, and by the least CPU. The latter holds on a
+    machine with company, too.
+    """
 
     row_bytes: int
     rows: int
     output_bytes: int
     rates: dict[str, list[float]] = field(default_factory=dict)
-    gateway_cpu_s_per_gib: dict[str, float] = field(default_factory=dict)
-    gateway_grew_mib: dict[str, float] = field(default_factory=dict)
+    server_cpu_s_per_gib: dict[str, list[float]] = field(default_factory=dict)
+    reader_cpu_s_per_gib: dict[str, list[float]] = field(default_factory=dict)
+    server_grew_mib: dict[str, float] = field(default_factory=dict)
     """Memory of its own at most, against before."""
-    share: dict[str, float] = field(default_factory=dict)
+    share: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def make_job(data: Path, total_bytes: int, row_bytes: int) -> tuple[str, JobFolder]:
@@ -172,6 +177,12 @@ def read_file(path: Path) -> int:
     return size
 
 
+def cpu_here_s() -> float:
+    """Of this process and of the commands that it ran."""
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
+
+
 def cat(path: Path) -> int:
     subprocess.run(["cat", path], check=True, stdout=subprocess.DEVNULL)
     return path.stat().st_size
@@ -211,8 +222,7 @@ def measure(folder: Path, row_bytes: int, options: argparse.Namespace) -> Figure
     name, job = make_job(data, options.mib * MIB, row_bytes)
     output, log = job.paths.output, job.paths.directory / "results.log"
     size = output.stat().st_size
-    rows = size // (row_bytes + 1)
-    figures = Figures(row_bytes, rows, size)
+    figures = Figures(row_bytes, options.mib * MIB // row_bytes, size)
     http_path = f"/v1/files/file-{name.removeprefix('jobs/')}-output/content"
     serve = ("-m", "spillway.cli.main", "serve", "--jobs-dir", str(data))
     here = str(Path(__file__))
@@ -223,38 +233,41 @@ def measure(folder: Path, row_bytes: int, options: argparse.Namespace) -> Figure
     ):
         port, http_port = gateway.ports
         count = str(max(1, size // PAGE_BYTES))
-        ways: dict[str, Callable[[], int]] = {
-            "read of the log": lambda: read_file(log),
-            "cat of the output": lambda: cat(output),
-            "gRPC, ready messages": lambda: asyncio.run(stream(messages.ports[0], count)),
-            "StreamResults": lambda: asyncio.run(stream(port, name)),
-            "spillway results": lambda: command(port, name),
-            "ReadFile": lambda: asyncio.run(download(port, name)),
-            "HTTP, bare sendfile": lambda: fetch(bare.ports[0], "/"),
-            "HTTP, file content": lambda: fetch(http_port, http_path),
+        ways: dict[str, tuple[Process, Callable[[], int]]] = {
+            "read of the log": (gateway, lambda: read_file(log)),
+            "cat of the output": (gateway, lambda: cat(output)),
+            "gRPC, ready messages": (messages, lambda: asyncio.run(stream(messages.ports[0], count))),
+            "StreamResults": (gateway, lambda: asyncio.run(stream(port, name))),
+            "spillway results": (gateway, lambda: command(port, name)),
+            "ReadFile": (gateway, lambda: asyncio.run(download(port, name))),
+            "HTTP, bare sendfile": (bare, lambda: fetch(bare.ports[0], "/")),
+            "HTTP, file content": (gateway, lambda: fetch(http_port, http_path)),
         }
         for _ in range(options.rounds):
-            for way, run in ways.items():
-                note(figures, way, run, gateway)
-    best = {way: median(rates) for way, rates in figures.rates.items()}
+            for way, (server, run) in ways.items():
+                note(figures, way, run, server)
+    rates = {way: median(each) for way, each in figures.rates.items()}
+    both = (figures.server_cpu_s_per_gib, figures.reader_cpu_s_per_gib)
+    cpu_s = {way: sum(min(part[way]) for part in both) for way in rates}
     for way, ceiling in (
         ("StreamResults", "gRPC, ready messages"),
         ("ReadFile", "gRPC, ready messages"),
         ("HTTP, file content", "HTTP, bare sendfile"),
     ):
-        figures.share[f"{way} of {ceiling}"] = best[way] / best[ceiling]
+        shares = {"rate": rates[way] / rates[ceiling], "cpu": cpu_s[ceiling] / cpu_s[way]}
+        figures.share[f"{way} of {ceiling}"] = shares
     return figures
 
 
-def note(figures: Figures, way: str, run: Callable[[], int], gateway: Process) -> None:
+def note(figures: Figures, way: str, run: Callable[[], int], server: Process) -> None:
     """One run of one way."""
-    before_mib, before_s = gateway.anonymous_mib(), gateway.cpu_s()
+    before_mib, server_s, reader_s = server.anonymous_mib(), server.cpu_s(), cpu_here_s()
     most_mib, over = before_mib, threading.Event()
 
     def sample() -> None:
         nonlocal most_mib
         while not over.wait(0.05):
-            most_mib = max(most_mib, gateway.anonymous_mib())
+            most_mib = max(most_mib, server.anonymous_mib())
 
     sampling = threading.Thread(target=sample)
     sampling.start()
@@ -263,9 +276,11 @@ def note(figures: Figures, way: str, run: Callable[[], int], gateway: Process) -
     seconds = time.perf_counter() - started_s
     over.set()
     sampling.join()
+    gib = got / MIB / 1024
     figures.rates.setdefault(way, []).append(got / MIB / seconds)
-    figures.gateway_grew_mib[way] = max(figures.gateway_grew_mib.get(way, 0.0), most_mib - before_mib)
-    figures.gateway_cpu_s_per_gib[way] = (gateway.cpu_s() - before_s) / (got / MIB / 1024)
+    figures.server_cpu_s_per_gib.setdefault(way, []).append((server.cpu_s() - server_s) / gib)
+    figures.reader_cpu_s_per_gib.setdefault(way, []).append((cpu_here_s() - reader_s) / gib)
+    figures.server_grew_mib[way] = max(figures.server_grew_mib.get(way, 0.0), most_mib - before_mib)
     if way == "StreamResults":
         assert got == figures.output_bytes, "the stream is not the whole output"
 
