@@ -97,16 +97,15 @@ class BatchServicer(batch_pb2_grpc.BatchServiceServicer):
         cursor = request.cursor
         while True:
             changed, final = job.changed, job.state.final
-            response = await self._rows(job, cursor)
-            if response is not None and response.indices:
-                cursor = response.cursor
-                yield response
-            elif final or not request.follow:
+            async with contextlib.aclosing(self._pages(job, cursor)) as pages:
+                async for page in pages:
+                    cursor = page.cursor
+                    yield page
+            if final or not request.follow:
                 return
-            else:  # what is done becomes readable once it is durable, which is no change of the job
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(changed.wait(), FOLLOW_INTERVAL_S)
-                job = self._coordinator.get(job.spec.id)
+            with contextlib.suppress(TimeoutError):  # what is done is readable once it is durable: no change of the job
+                await asyncio.wait_for(changed.wait(), FOLLOW_INTERVAL_S)
+            job = self._coordinator.get(job.spec.id)
 
     async def ReadFile(
         self, request: batch_pb2.ReadFileRequest, context: Context
@@ -161,6 +160,16 @@ class BatchServicer(batch_pb2_grpc.BatchServiceServicer):
                 await asyncio.wait_for(job.changed.wait(), left_s)
         # Changes come in thousands; a watcher wants a few a second.
         await asyncio.sleep(max(WATCH_INTERVAL_S, self._watchers / MAX_WATCH_MESSAGES_PER_S))
+
+    async def _pages(self, job: ServedJob, cursor: str) -> AsyncIterator[batch_pb2.StreamResultsResponse]:
+        """What there is after the cursor; a page is read while the one before it is sent."""
+        reading = asyncio.ensure_future(self._rows(job, cursor))
+        try:
+            while (page := await reading) is not None and page.indices:
+                reading = asyncio.ensure_future(self._rows(job, page.cursor))
+                yield page
+        finally:
+            reading.cancel()
 
     async def _rows(self, job: ServedJob, cursor: str) -> batch_pb2.StreamResultsResponse | None:
         found = job.tail()
