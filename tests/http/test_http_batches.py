@@ -11,6 +11,7 @@ from typing import Any
 import openai
 import pytest
 from http_ground import Door, lines, prompts, serving, until
+from otlp_receiver import receiving
 
 from spillway.api.batch.v1 import batch_pb2, batch_pb2_grpc
 
@@ -331,3 +332,19 @@ def test_output_files_are_kept_for_as_long_as_was_asked(tmp_path: Path) -> None:
         batch = client.batches.retrieve(name)
         assert (batch.status, batch.output_file_id, batch.error_file_id) == ("completed", None, None)
         assert batch.request_counts.total == 2
+
+
+def test_the_trace_of_a_batch_hangs_on_the_call_that_made_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trace, span = "0123456789abcdef0123456789abcdef", "0123456789abcdef"
+    with receiving() as receiver:
+        for name, value in receiver.environment.items():
+            monkeypatch.setenv(name, value)
+        with serving(tmp_path) as door:
+            made = door.batch(prompts(1), extra_headers={"traceparent": f"00-{trace}-{span}-01"})
+            with door.client() as client:
+                client.batches.cancel(made)
+            door.ended(made)
+        (job,) = [each for each in receiver.of(trace, "job") if each.name == "job"]
+    assert job.parent == span
+    assert job.attributes["spillway.job"] == f"jobs/{made.removeprefix('batch_')}"
+    assert job.attributes["spillway.state"] == "cancelled"
