@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,7 +161,7 @@ class BatchServicer(batch_pb2_grpc.BatchServiceServicer):
         # Changes come in thousands; a watcher wants a few a second.
         await asyncio.sleep(max(WATCH_INTERVAL_S, self._watchers / MAX_WATCH_MESSAGES_PER_S))
 
-    async def _pages(self, job: ServedJob, cursor: str) -> AsyncIterator[batch_pb2.StreamResultsResponse]:
+    async def _pages(self, job: ServedJob, cursor: str) -> AsyncGenerator[batch_pb2.StreamResultsResponse, None]:
         """What there is after the cursor; a page is read while the one before it is sent."""
         reading = asyncio.ensure_future(self._rows(job, cursor))
         try:
