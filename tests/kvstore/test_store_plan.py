@@ -145,11 +145,36 @@ def test_a_prefetch_displaces_nothing_that_is_needed_sooner(tmp_path: Path) -> N
     with BlockStore.open(store_config(tmp_path, host=4, disk=40)) as store:
         store.follow(None)
         assert get(store, 0, 1, 2, 3) == [True] * 4, "promoted, so the host tier is full"
-        store.follow(plan((0, 1, 2, 3), (8,)))
-        settled(store, 1)
-        assert all(len(store.locate(name(number))) == 2 for number in range(4))
-        assert len(store.locate(name(8))) == 1
-        assert store.stats().prefetches.get("no_room") == 1
+        following = store.follow(plan((0, 1, 2, 3), (8,)))
+        following.advance(0)
+        assert (store.stats().prefetches, store.stats().queued_reads) == ({}, 0), "not even read"
+        following.advance(1)
+        assert settled(store, 1) == {"fetched": 1}
+        assert len(store.locate(name(8))) == 2, "once nobody needs the others"
+
+
+def test_a_line_of_many_blocks_is_fetched_as_room_comes(tmp_path: Path) -> None:
+    with BlockStore.open(store_config(tmp_path, host=0, disk=40)) as store:
+        put(store, *range(12))
+    with BlockStore.open(store_config(tmp_path, host=12, disk=40)) as store:
+        following = store.follow(plan(tuple(range(12))))
+        for ended in range(3, 13, 3):
+            assert settled(store, ended)["fetched"] == ended, "a quarter of the host tier at a time"
+            following.advance(0)
+        assert get(store, *range(12)) == [True] * 12
+        assert store.stats().prefetch_hits == 12
+
+
+def test_what_is_on_disk_is_put_only_where_it_is_needed_sooner(tmp_path: Path) -> None:
+    with BlockStore.open(store_config(tmp_path, host=4, disk=40)) as store:
+        following = store.follow(plan((0, 1, 2, 3), (8,), (9,)))
+        put(store, 8)
+        assert store.flush()
+        put(store, 0, 1, 2, 3)
+        assert store.put_many([(name(8), content(8))]) == [False], "it can be loaded from disk when it is time"
+        assert on_disk(store, range(10)) >= {8}
+        following.advance(1)
+        put(store, 8)
 
 
 def test_without_a_plan_it_goes_by_recency(tmp_path: Path) -> None:

@@ -261,6 +261,15 @@ def test_under_a_whole_plan_only_what_will_be_read_again_is_stored(directory: Pa
     assert (planned.puts, planned.spared > 15) == (0, True)
 
 
+@pytest.mark.parametrize("whole", [None, False, True])
+def test_what_gives_way_in_a_step_is_found_by_those_who_begin_in_it(directory: Path, whole: bool | None) -> None:
+    """Six documents, asked about in turn by many at once; the host holds all of them: each is computed once."""
+    documents = [[*([number % VOCAB, number // VOCAB] * 2), *range(4)] * 5 for number in range(6)]
+    prompts = [[*documents[number % 6], number % VOCAB, number // VOCAB] for number in range(30)]
+    case = shared_document(prompts=prompts, blocks=40, host_blocks=400, batch_tokens=500, whole=whole)
+    assert run(case, directory).scheduler.stats.reused_tokens == 24 * 40
+
+
 def test_a_plan_keeps_what_is_asked_for_in_turn(directory: Path) -> None:
     """Six documents, asked about in turn; device and host together hold half of them. The worst case for recency."""
     documents = [[*([number % VOCAB, number // VOCAB] * 2), *range(4)] * 5 for number in range(6)]

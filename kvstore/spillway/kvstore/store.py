@@ -47,7 +47,7 @@ class BlockStore:
         self._held = parts.held
         self._demotion = parts.demotion
         self._retains = config.host_bytes > 0
-        self._prefetcher = Prefetcher(parts.uses, parts.held, parts.readers, self._promote)
+        self._prefetcher = Prefetcher(parts.uses, parts.held, parts.readers, self._takes, self._promote)
         self.following = self._follower()
         """Where the engine tells how its job goes on: see `follow`."""
         self._closed = False
@@ -205,7 +205,7 @@ class BlockStore:
         self.close()
 
     def _put(self, block: BlockHash, raw: Bytes, deadline: float) -> bool:
-        if not self._retains and any(tier.contains(block) for tier in self._parts.own):
+        if not self._retains and self._is_below(block):
             return True
         if self._held.touch(block):
             return True
@@ -222,12 +222,15 @@ class BlockStore:
     def _is_needed_least(self, block: BlockHash) -> bool:
         """Whether, by the plan, a full host tier should keep what it has instead, and the disk need not have it."""
         policy = self._parts.policies[0]
-        if self._parts.uses.plan is None or self._held.free_slots:
+        if self._parts.uses.plan is None:
             return False
-        if len(self._parts.policies) > 1 and policy.worth_keeping(block):
+        if len(self._parts.policies) > 1 and policy.worth_keeping(block) and not self._is_below(block):
             return False
-        coldest = self._held.coldest(1)
-        return bool(coldest) and not policy.sooner(block, coldest[0])
+        return not self._takes(block)
+
+    def _is_below(self, block: BlockHash) -> bool:
+        """Whether a tier of this node below host memory has ``block``."""
+        return any(tier.contains(block) for tier in self._parts.own)
 
     def _get_from_host(self, block: BlockHash, out: Bytes) -> bool:
         start = time.perf_counter()
@@ -273,11 +276,14 @@ class BlockStore:
 
     def _promote(self, lane: Lane, header: BlockHeader, stored: Bytes) -> bool:
         """Copy a block from a lower tier to host memory too, if room can be had at once from a block needed later."""
-        if self._held.free_slots == 0:
-            coldest = self._held.coldest(1)
-            if coldest and not self._parts.policies[0].sooner(header.block, coldest[0]):
-                return False
-        return self._host.put_stored(header, stored, lane.sealer).held
+        return self._takes(header.block) and self._host.put_stored(header, stored, lane.sealer).held
+
+    def _takes(self, block: BlockHash) -> bool:
+        """Whether host memory has room for ``block``, or something that is needed later."""
+        if self._held.free_slots:
+            return True
+        coldest = self._held.coldest(1)
+        return not coldest or self._parts.policies[0].sooner(block, coldest[0])
 
     def _warm(self, blocks: Sequence[BlockHash]) -> list[Result]:
         """Prefetch ``blocks`` on somebody's order; which are in host memory, or may come to be."""

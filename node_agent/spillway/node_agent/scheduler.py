@@ -82,9 +82,16 @@ class Step:
     decodes: list[Sequence] = field(default_factory=list)
     prefills: list[Sequence] = field(default_factory=list)
     admissions: list[Admission] = field(default_factory=list)
+    spilled: set[BlockHash] = field(default_factory=set)
+    """Names of what the plan spills."""
     held: list[int] = field(default_factory=list)
     """Blocks of preempted sequences that a copy of this step still reads; let go once the step has run."""
     preempted: bool = False
+
+    def spill(self, block: int, name: BlockHash) -> None:
+        """Put a block into the store before anything else is done."""
+        self.plan.spills.append((block, name))
+        self.spilled.add(name)
 
     def add(self, sequence: Sequence, count: int) -> None:
         """Run the next ``count`` tokens of the sequence. Its blocks are in place."""
@@ -187,12 +194,12 @@ class Scheduler:
     def _allocate(self, step: Step) -> int:
         block, evicted = self.blocks.allocate()
         if evicted is not None and self._store is not None and self._store.following.lets_go(evicted):
-            step.plan.spills.append((block, evicted))
+            step.spill(block, evicted)
         return block
 
     def _spill(self, block: int, name: BlockHash, step: Step) -> None:
         if self._store is not None and not self._store.contains(name):
-            step.plan.spills.append((block, name))
+            step.spill(block, name)
 
     def _preempt(self, sequence: Sequence, step: Step) -> None:
         """Take all blocks from a sequence: full ones stay cached until they make room, a partial one is spilled."""
@@ -232,7 +239,7 @@ class Scheduler:
             and step.plan.num_tokens < self.config.max_batch_tokens
         ):
             sequence = self._waiting[index]
-            found = self._find(sequence)
+            found = self._find(sequence, step)
             if found is None:
                 index += 1
                 deferred += 1
@@ -242,7 +249,7 @@ class Scheduler:
             del self._waiting[index]
             self._start(sequence, found, step)
 
-    def _find(self, sequence: Sequence) -> Found | None:
+    def _find(self, sequence: Sequence, step: Step) -> Found | None:
         """Where KV of the sequence is; None when a running sequence is just computing or fetching its next block.
 
         Waiting a step beats computing a block twice. One token is always left to compute: its logits are wanted.
@@ -253,7 +260,7 @@ class Scheduler:
         hashes = self._hashes(sequence, known // self.blocks.block_tokens)
         device = self.blocks.match(hashes)
         rest = hashes[len(device) :]
-        stored = rest[: self._store.match(rest)] if rest and self._store is not None else []
+        stored = self._match_stored(rest, step)
         sequence.waits_for = next((name for name in rest[: len(stored) + 1] if name in self._computing), None)
         if sequence.waits_for is not None:
             return None
@@ -262,6 +269,21 @@ class Scheduler:
             partial = tail if self._store.contains(self._partial_hash(sequence, known)) else 0
             return Found(device, stored, partial)
         return Found(device, stored)
+
+    def _match_stored(self, names: list[BlockHash], step: Step) -> list[BlockHash]:
+        """The longest prefix that the store has, or will have before this step fetches: it spills first."""
+        if self._store is None:
+            return []
+        count = 0
+        while count < len(names):
+            if names[count] in step.spilled:
+                count += 1
+                continue
+            more = self._store.match(names[count:])
+            count += more
+            if not more or step.spilled.isdisjoint(names[count : count + 1]):
+                break
+        return names[:count]
 
     def _fits(self, sequence: Sequence, found: Found) -> bool:
         needed = self._blocks_for(len(sequence.tokens)) - len(found.device)

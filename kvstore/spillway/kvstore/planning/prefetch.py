@@ -23,6 +23,8 @@ _HOST_SHARE = 4
 _FIRST_DEADLINE_S = 2.0
 _SHORTEST_DEADLINE_S = 0.05
 
+Takes = Callable[[BlockHash], bool]
+"""Whether host memory would take a block from below it now."""
 Promote = Callable[[Lane, BlockHeader, Bytes], bool]
 """Offers a block fetched from a lane to host memory; whether it was taken."""
 
@@ -35,12 +37,15 @@ class Prefetcher:
     delivered from host memory.
     """
 
-    def __init__(self, uses: NextUses, held: HostTier, readers: Sequence[ReadQueue], promote: Promote) -> None:
+    def __init__(
+        self, uses: NextUses, held: HostTier, readers: Sequence[ReadQueue], takes: Takes, promote: Promote
+    ) -> None:
         self.outcomes: Counter[str] = Counter()
         self.hits = 0
         self._uses = uses
         self._held = held
         self._readers = readers
+        self._takes = takes
         self._promote = promote
         self._lock = threading.Lock()
         self._under_way: set[BlockHash] = set()
@@ -48,19 +53,25 @@ class Prefetcher:
         self._slots = held.usage().total
         self._batches: deque[tuple[int, ReadBatch]] = deque()
         self._next_line = 0
+        self._full = False
         self._line_s = 0.0
         self._moved_at: float | None = None
 
-    def fetch(self, blocks: Sequence[BlockHash], deadline: float, line: int = -1) -> None:
-        """Queue those of ``blocks`` that only a lower tier holds. ``line``: the line whose beginning cancels them."""
-        wanted = [block for block in blocks if self._is_wanted(block)]
+    def fetch(self, blocks: Sequence[BlockHash], deadline: float, line: int = -1) -> bool:
+        """Queue those of ``blocks`` that only a lower tier holds; whether there was room for all of them.
+
+        ``line``: the line whose beginning cancels them.
+        """
+        wanted, left = [block for block in blocks if self._is_wanted(block)], 0
         for reader in self._readers:
             if not wanted or not reader.lane.breaker.available:
                 continue
             there = [block for block, held in zip(wanted, reader.holds(wanted), strict=True) if held]
             with self._lock:
-                taken = [block for block in there if block not in self._under_way][: self._room]
+                fresh = [block for block in there if block not in self._under_way]
+                taken = fresh[: self._room]
                 self._under_way.update(taken)
+            left += len(fresh) - len(taken)
             if not taken:
                 continue
             requests = [
@@ -70,6 +81,7 @@ class Prefetcher:
             if line >= 0:
                 self._batches.append((line, batch))
             wanted = [block for block in wanted if block not in self._under_way]
+        return left == 0
 
     def restart(self) -> None:
         """A new plan begins."""
@@ -77,11 +89,15 @@ class Prefetcher:
             batch.cancel()
         self._batches.clear()
         self._next_line = 0
+        self._full = False
         self._line_s = 0.0
         self._moved_at = None
 
     def look_ahead(self, lines_begun: int) -> None:
-        """The plan has moved on by ``lines_begun`` lines: let go of what is too late, queue what comes next."""
+        """The plan has moved on by ``lines_begun`` lines: let go of what is too late, queue what comes next.
+
+        Stops at the first line whose blocks host memory would not take, until a further line has begun.
+        """
         plan = self._uses.plan
         if plan is None:
             return
@@ -90,11 +106,16 @@ class Prefetcher:
             self._measure(now, lines_begun)
         while self._batches and self._batches[0][0] < position:
             self._batches.popleft()[1].cancel()
+        if self._full and not lines_begun:
+            return
         for line in range(max(position, self._next_line), min(position + _LINES_AHEAD, plan.lines)):
-            if self._room == 0:
+            wanted = [block for block in plan.blocks_of(line) if self._is_wanted(block)]
+            self._full = bool(wanted) and not self._takes(wanted[0])
+            if self._full or self._room == 0:
                 return
             ahead_s = (line - position + 1) * self._line_s if self._line_s else _FIRST_DEADLINE_S
-            self.fetch(plan.blocks_of(line), now + max(_SHORTEST_DEADLINE_S, ahead_s), line)
+            if not self.fetch(wanted, now + max(_SHORTEST_DEADLINE_S, ahead_s), line):
+                return
             self._next_line = line + 1
 
     def delivered(self, blocks: Sequence[BlockHash]) -> None:
