@@ -148,6 +148,8 @@ def test_it_lints(helm: Path) -> None:
         ({"gateway": {"retention": "a month"}}, "retention"),
         ({"gateway": {"inputSources": ["/srv"]}}, "inputSources"),
         ({"operator": {"replicas": 0}}, "replicas"),
+        ({"gateway": {"replicas": 2}}, "needs gateway.persistence.accessMode ReadWriteMany"),
+        ({"gateway": {"replicas": 2, "persistence": {"enabled": False}}}, "needs gateway.persistence"),
         ({"monitoring": {"enabled": True}}, "monitoring needs gateway.http.enabled"),
         ({"agents": {"volumeMounts": [{"name": "models"}]}}, "volumeMounts"),
         ({"image": {"registry": "registry.test/"}}, "registry"),
@@ -244,6 +246,20 @@ def test_jobs_are_kept_where_it_is_asked_for(
     assert [each for each in spec["volumes"] if each["name"] == "jobs"] == [volume]
     made = [each["metadata"]["annotations"] for each in objects if each["kind"] == "PersistentVolumeClaim"]
     assert made == [{"helm.sh/resource-policy": "keep"}] * claims
+
+
+def test_several_gateways_share_one_volume_and_know_each_other_by_the_name_in_their_certificate(render: Render) -> None:
+    shared = {"replicas": 2, "persistence": {"accessMode": "ReadWriteMany"}}
+    objects = render({"gateway": shared})
+    (claim,) = [each["spec"] for each in objects if each["kind"] == "PersistentVolumeClaim"]
+    assert claim["accessModes"] == ["ReadWriteMany"]
+    told = serve_options(gateway_arguments(objects))
+    assert (told["advertise"], str(told["gateway_ca"])) == ("$(POD_IP)", str(told["tls_cert"].with_name("ca.crt")))
+    assert told["gateway_name"] in names_in(one(objects, "Secret", "spillway-gateway-tls"))
+    gateways = one(objects, "StatefulSet", "spillway-gateway")["spec"]
+    assert gateways["replicas"] == 2
+    assert one(objects, "PodDisruptionBudget", "spillway-gateway")["spec"]["selector"] == gateways["selector"]
+    assert serve_options(gateway_arguments(render()))["advertise"] is None
 
 
 def gateway_arguments(objects: list[dict[str, Any]]) -> list[str]:
