@@ -290,8 +290,15 @@ def test_what_the_cluster_refuses_is_told(field: Field) -> None:
     field.kube.patch("Namespace", field.space, "", label)
     field.config = config(agents={"volumes": [{"name": "torch", "hostPath": {"path": "/opt"}}]})
     field.apply()
-    with pytest.raises(RefusedError):
-        field.look()
+    for _ in range(3):
+        with pytest.raises(RefusedError):
+            field.look()
     ready = said(field.deployment(), "Ready")
     assert ready["reason"] == "Refused"
     assert "restricted volume types" in ready["message"]
+    told = field.kube.call("GET", f"api/v1/namespaces/{field.space}/events")["items"]
+    assert [each["reason"] for each in told if each["involvedObject"]["name"] == "m"].count("Refused") == 1, "once"
+    label["metadata"]["labels"] = {"pod-security.kubernetes.io/enforce": None}
+    field.kube.patch("Namespace", field.space, "", label)
+    field.look_until_quiet()
+    assert said(field.deployment(), "Ready")["reason"] == "NotReady"

@@ -14,7 +14,15 @@ from spillway.operator.cluster import Cluster, Key, ensure, secret_lacks, tell_s
 from spillway.operator.config import OperatorConfig
 from spillway.operator.desired import agents
 from spillway.operator.desired.agents import PodName
-from spillway.operator.desired.deployment_status import Blocks, Refused, found_status, refused_status, remembered
+from spillway.operator.desired.deployment_status import (
+    REFUSED,
+    Blocks,
+    Refused,
+    found_status,
+    refused_status,
+    remembered,
+    still_refused,
+)
 from spillway.operator.desired.groups import AgentPod, Decision, Phase, decide
 from spillway.operator.desired.kv_store import trusting
 from spillway.operator.desired.namesakes import name_taken
@@ -82,12 +90,14 @@ class Deployments:
         ]
         # The generations first: a crash after this skips numbers, a crash before it changed nothing.
         status = found_status(deployment, decision.groups, seen, refusals, blocks, now_s)
+        if decision.create:
+            status = still_refused(deployment, status)
         await tell_status(self.cluster, key, manifest, status)
         try:
             await self._carry_out(deployment, decision)
         except RefusedError as error:  # a quota, an admission rule: what people must hear of
             latest = await self.cluster.get(key)
-            why = Refused("Refused", f"the cluster refuses what agents need: {error}")
+            why = Refused(REFUSED, f"the cluster refuses what agents need: {error}")
             await tell_status(self.cluster, key, latest, refused_status(ModelDeployment.read(latest), why, now_s))
             raise
         wakes = [] if decision.wake_s is None else [decision.wake_s]

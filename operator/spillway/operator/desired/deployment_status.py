@@ -51,11 +51,32 @@ class Refused:
 
 
 def refused_status(deployment: ModelDeployment, why: Refused, now_s: float) -> ModelDeploymentStatus:
-    """Of a spec that cannot be run: the groups as they were."""
+    """Of a spec that cannot be run: groups and all else that was said as they were."""
     finding = Finding("Ready", holds=False, reason=why.reason, message=why.message)
     generation = deployment.metadata.generation
-    said = conditions([finding], deployment.status.conditions, generation, rfc3339(now_s))
-    return deployment.status.model_copy(update={"observed_generation": generation, "conditions": said})
+    former = deployment.status.conditions
+    said = [
+        *conditions([finding], former, generation, rfc3339(now_s)),
+        *(each for each in former if each.type != "Ready"),
+    ]
+    said.sort(key=lambda each: each.type)
+    return deployment.status.model_copy(update={"observed_generation": generation, "conditions": tuple(said)})
+
+
+REFUSED = "Refused"
+"""Reason of a deployment whose agents the cluster does not take."""
+
+
+def still_refused(deployment: ModelDeployment, status: ModelDeploymentStatus) -> ModelDeploymentStatus:
+    """The status while what was refused is asked for again: it goes on to say so, and does not turn to and fro."""
+    before = next(
+        (each for each in deployment.status.conditions if (each.type, each.reason) == ("Ready", REFUSED)), None
+    )
+    if before is None:
+        return status
+    same = before.model_copy(update={"observed_generation": status.observed_generation})
+    kept = tuple(same if each.type == "Ready" else each for each in status.conditions)
+    return status.model_copy(update={"conditions": kept})
 
 
 def found_status(
