@@ -1,7 +1,7 @@
 # Everything runs in .venv, which the first call makes. `make help` lists the targets.
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench cluster cluster-down e2e clean
+.PHONY: help demo test test-gpu check bench cluster cluster-down e2e clean
 
 help:  ## Print this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -13,6 +13,10 @@ demo:  ## Run the main job on a shipped example: a real model, shared documents,
 test:  ## Run the default test suite
 	@scripts/environment agent,dev,demo
 	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+test-gpu:  ## Run the suite of an NVIDIA GPU, where there is one (kernels compile: some ten minutes)
+	@scripts/environment agent,dev,demo
+	@$(BIN)/python -m pytest -m gpu -n 8 -rs
 
 check:  ## ruff, mypy --strict, import-linter; changes nothing
 	@scripts/environment agent,dev,demo

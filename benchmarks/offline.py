@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Offline batches on a CPU, beside every peer, in one run: tokens a second, CPU seconds, peak memory, equal tokens.
+"""Offline batches beside every peer, in one run: tokens a second, CPU seconds, peak memory, equal tokens.
 
     python benchmarks/offline.py                              # random Llama 206M, float32, all workloads, all peers
     python benchmarks/offline.py compare --workloads mixed --peers spillway,openvino --dtype bfloat16
+    python benchmarks/offline.py compare --device cuda --dtype bfloat16   # on a GPU: vLLM, transformers
     python benchmarks/offline.py setup                        # only install the peers and convert the models
     python benchmarks/offline.py spill                        # what spilling costs: host and disk against neither
     python benchmarks/offline.py plan --workloads panels       # KV kept by the plan against recency and recomputing
@@ -32,6 +33,7 @@ from harness.environments import Environments, InstallError
 from harness.measure import measured
 from harness.models import CHECKOUT, MODELS, RANDOM_MODEL, checkpoint, shape_of
 from harness.peers import (
+    DEVICES,
     NAMES,
     PEERS,
     SPILLWAY,
@@ -41,13 +43,14 @@ from harness.peers import (
     Setting,
     environment,
     export,
+    names_on,
     run_peer,
     write_task,
 )
 from harness.workloads import PANELS, WORKLOADS, make
 
-REFERENCE = "transformers"
-"""Whose float32 tokens all others are compared with."""
+REFERENCES = {"cpu": "transformers", "cuda": "transformers-cuda"}
+"""Whose float32 tokens all others on a device are compared with."""
 
 
 def main() -> int:
@@ -90,12 +93,18 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--workloads", type=names((*WORKLOADS, PANELS)), default=list(WORKLOADS), help=", ".join(WORKLOADS)
     )
-    parser.add_argument("--peers", type=names(NAMES), default=list(NAMES), help=", ".join(NAMES))
+    parser.add_argument("--device", choices=DEVICES, default="cpu")
+    parser.add_argument("--peers", type=names(NAMES), help=f"{', '.join(NAMES)}; default: all of the device")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit-s", type=float, default=900, help="seconds that one peer may take")
     parser.add_argument("--work", type=Path, default=CHECKOUT / ".bench", help="environments, models and logs")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    available = names_on(arguments.device)
+    if others := set(arguments.peers or ()) - set(available):
+        parser.error(f"not on {arguments.device}: {', '.join(sorted(others))}")
+    arguments.peers = arguments.peers or list(available)
+    return arguments
 
 
 def setting_of(arguments: argparse.Namespace, place: Place, workload: str) -> Setting:
@@ -109,6 +118,7 @@ def setting_of(arguments: argparse.Namespace, place: Place, workload: str) -> Se
         workload=make(workload, shape.vocabulary, arguments.seed),
         dtype=arguments.dtype,
         threads=arguments.threads,
+        device=arguments.device,
     )
 
 
@@ -149,13 +159,12 @@ def compare(setting: Setting, arguments: argparse.Namespace, place: Place) -> No
     The packed rate is measured before and after, and the better one counts: a machine that was busy for a moment would
     make everybody look good.
     """
-    say(f"{setting.model}, {setting.workload.name}, {setting.dtype}: measuring the packed matmul rate …")
-    rate = packed_rate(setting, place)
-    reference_file = place.path(
-        "references", f"{setting.model}-{setting.workload.name}-{arguments.seed}-{setting.threads}.json"
-    )
+    say(f"{setting.model}, {setting.workload.name}, {setting.dtype}: measuring the matmul rate …")
+    rate, reference = packed_rate(setting, place), REFERENCES[setting.device]
+    where = f"{setting.threads}" if setting.device == "cpu" else setting.device
+    reference_file = place.path("references", f"{setting.model}-{setting.workload.name}-{arguments.seed}-{where}.json")
     outcomes: dict[str, Outcome | str] = {}
-    for name in sorted(arguments.peers, key=lambda name: name != REFERENCE):
+    for name in sorted(arguments.peers, key=lambda name: name != reference):
         say(f"  {name} …")
         try:
             outcome = run_peer(name, setting, place)
@@ -165,10 +174,10 @@ def compare(setting: Setting, arguments: argparse.Namespace, place: Place) -> No
             continue
         outcomes[name] = outcome
         say(f"    {outcome.batch_s:.1f} s, {setting.workload.output_tokens / outcome.batch_s:.0f} tokens/s")
-        if name == REFERENCE and setting.dtype == "float32":
+        if name == reference and setting.dtype == "float32":
             reference_file.write_text(json.dumps(outcome.outputs))
     rate = max(rate, packed_rate(setting, place), key=lambda each: each.gflop_s)
-    say(f"  packed matmuls: {rate.gflop_s:.0f} GFLOP/s in {rate.dtype}")
+    say(f"  matmuls: {rate.gflop_s:.0f} GFLOP/s in {rate.dtype}")
     peers = {
         name: {"error": each}
         if isinstance(each, str)

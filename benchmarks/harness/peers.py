@@ -36,6 +36,7 @@ class Peer:
     env: dict[str, str] = field(default_factory=dict)
     export: str | None = None
     kv_from_workload: bool = False
+    device: str = "cpu"
 
 
 PEERS = {
@@ -58,16 +59,27 @@ PEERS = {
         {"linears": "packed"},
         KEEP_PAGES,
     ),
+    "vllm-cuda": Peer("vLLM", "vllm-cuda", "vllm_paged.py", device="cuda"),
+    "transformers-cuda": Peer(
+        "transformers generate, sorted, static cache", "transformers", "hf_static.py", device="cuda"
+    ),
+    "transformers-cb-cuda": Peer("transformers continuous batching", "transformers", "hf_paged.py", device="cuda"),
     "accelerate-cpu": Peer("accelerate cpu_offload", "transformers", "hf_offload.py", {"tier": "cpu"}),
     "accelerate-disk": Peer("accelerate disk_offload", "transformers", "hf_offload.py", {"tier": "disk"}),
 }
 SPILLWAY = "spillway"
 NAMES = (SPILLWAY, *PEERS)
+DEVICES = ("cpu", "cuda")
+
+
+def names_on(device: str) -> tuple[str, ...]:
+    """Who can be measured on a device."""
+    return (SPILLWAY, *(name for name, peer in PEERS.items() if peer.device == device))
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One comparison: a model, a workload, a dtype, on this machine."""
+    """One comparison: a model, a workload, a dtype, on this machine's CPU or its first GPU."""
 
     model: str
     checkpoint: Path
@@ -75,6 +87,13 @@ class Setting:
     workload: Workload
     dtype: str
     threads: int
+    device: str = "cpu"
+
+    @property
+    def own_budget(self) -> SpillwayBudget:
+        """KV memory of our own: what everybody gets on a CPU, most of a GPU as everybody takes there."""
+        on_cpu = self.device == "cpu"
+        return SpillwayBudget(device_kv=f"{self.workload.kv_gib}GiB" if on_cpu else None)
 
 
 @dataclass(frozen=True)
@@ -138,7 +157,7 @@ def run_peer(name: str, setting: Setting, place: Place) -> Outcome:
         PeerError: it failed or took too long.
     """
     if name == SPILLWAY:
-        return run_spillway(setting, place, SpillwayBudget(device_kv=f"{setting.workload.kv_gib}GiB"))
+        return run_spillway(setting, place, setting.own_budget)
     peer = PEERS[name]
     python = place.environments.python(peer.environment)
     options = dict(peer.options)
@@ -173,7 +192,7 @@ class SpillwayBudget:
     ``kept``: KV on disk lies in a directory that the user named, for later runs.
     """
 
-    device_kv: str
+    device_kv: str | None
     host_kv: str | None = None
     disk_kv: str | None = None
     kept: bool = True
@@ -181,7 +200,7 @@ class SpillwayBudget:
 
     def flags(self, disk_dir: Path) -> list[str]:
         """As arguments."""
-        flags = ["--device-kv", self.device_kv, *self.extra]
+        flags = ["--device-kv", self.device_kv, *self.extra] if self.device_kv is not None else [*self.extra]
         if self.host_kv is not None:
             flags += ["--host-kv", self.host_kv]
         if self.disk_kv is not None:
@@ -204,12 +223,13 @@ def run_spillway(setting: Setting, place: Place, budget: SpillwayBudget) -> Outc
     clean(target.parent, keep=source)
     command = [str(Path(sys.executable).parent / "spillway"), "run", "--model", str(setting.checkpoint)]
     command += ["--input", str(source), "--output", str(target), "--report", str(report), "--dtype", setting.dtype]
+    command += ["--device", setting.device]
     command += budget.flags(disk)
     process = measured(command, environment(setting.threads), log, place.limit_s)
     if process.return_code != 0 or not report.exists():
         raise PeerError(_why(process, log, place.limit_s))
     figures = json.loads(report.read_text())
-    flags = ["--dtype", setting.dtype, *budget.flags(Path("DISK"))]
+    flags = ["--dtype", setting.dtype, "--device", setting.device, *budget.flags(Path("DISK"))]
     return Outcome(
         process=process,
         batch_s=figures["run_s"],
@@ -253,6 +273,7 @@ def write_task(setting: Setting, place: Place, name: str, options: dict[str, str
     fields = {
         "model": str(setting.checkpoint),
         "dtype": setting.dtype,
+        "device": setting.device,
         "threads": setting.threads,
         "share_prefixes": setting.workload.shares_prefixes,
         "scratch": str(scratch),

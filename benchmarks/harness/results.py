@@ -40,6 +40,13 @@ def machine() -> dict[str, Any]:
     }
 
 
+def gpu_name() -> str:
+    """The first GPU, as its driver calls it."""
+    import torch
+
+    return torch.cuda.get_device_name(0)
+
+
 def shared_tokens(output: list[int], reference: list[int]) -> int:
     """How many tokens from the start agree."""
     length = min(len(output), len(reference))
@@ -96,15 +103,16 @@ def record(setting: Setting, outcome: Outcome, match: float | None, rate: Rate) 
     }
 
 
-def file_of(model: str, workload: str, dtype: str) -> Path:
+def file_of(setting: Setting) -> Path:
     """Where one comparison is kept."""
-    return RESULTS / f"offline-{model}-{workload}-{dtype}.json"
+    device = "" if setting.device == "cpu" else f"-{setting.device}"
+    return RESULTS / f"offline-{setting.model}-{setting.workload.name}-{setting.dtype}{device}.json"
 
 
 def save(setting: Setting, peers: dict[str, dict[str, Any]], seed: int, command: list[str]) -> Path:
     """Write one comparison; peers that were not run this time keep the figures they had."""
     work = setting.workload
-    path = file_of(setting.model, work.name, setting.dtype)
+    path = file_of(setting)
     before = json.loads(path.read_text())["peers"] if path.exists() else {}
     comparison = {
         "model": setting.model,
@@ -115,6 +123,8 @@ def save(setting: Setting, peers: dict[str, dict[str, Any]], seed: int, command:
         "tflop": work.flops(setting.shape) / 1e12,
         "dtype": setting.dtype,
         "threads": setting.threads,
+        "device": setting.device,
+        "gpu": gpu_name() if setting.device == "cuda" else None,
         "seed": seed,
         "command": command,
         "machine": machine(),
@@ -130,7 +140,7 @@ def table(comparison: dict[str, Any]) -> str:
     head = (
         f"**{comparison['model']}, {comparison['workload']}, {comparison['dtype']}**: {comparison['lines']} lines, "
         f"{comparison['prompt_tokens']:,} prompt and {comparison['output_tokens']:,} generated tokens, "
-        f"{comparison['threads']} threads, {comparison['machine']['processor']}\n"
+        f"{comparison['threads']} threads, {comparison.get('gpu') or comparison['machine']['processor']}\n"
     )
     rows = [
         "| | tokens/s | batch s | whole process s | CPU s | peak RSS MiB | match | of packed rate |",

@@ -26,13 +26,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "rows-gpu.json")
     options = parser.parse_args()
     report = start()
+    run(report)
+    report.write(options.out)
+
+
+def run(report: Report) -> None:
+    """All sections."""
     for rows in (256, 8192):
         norms(report, rows)
         gates(report, rows)
         rotary(report, rows)
     blocks(report)
     sampling(report)
-    report.write(options.out)
 
 
 def bandwidth(report: Report, section: str, case: str, name: str, calls: list[Call], moved: int) -> None:

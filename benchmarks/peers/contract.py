@@ -30,7 +30,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Task:
-    """What the peer is to run. `scratch` is a folder of the peer's own, kept between runs."""
+    """What the peer is to run. `scratch` is a folder of the peer's own, kept between runs; `device` is cpu or cuda."""
 
     model: Path
     dtype: str
@@ -39,6 +39,7 @@ class Task:
     scratch: Path
     options: dict[str, str]
     lines: list[Line]
+    device: str = "cpu"
 
     @property
     def longest(self) -> int:

@@ -1,4 +1,4 @@
-"""vLLM's CPU backend, offline `LLM.generate`; prefix caching where lines share."""
+"""vLLM, offline `LLM.generate`, its CPU build or its CUDA build; prefix caching where lines share."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from contract import Line, Run, Task, serve
 
 def load(task: Task) -> Run:
     """The engine; it compiles the model while it loads."""
-    os.environ["VLLM_CPU_KVCACHE_SPACE"] = task.options["kv_gib"]
+    on_cpu = task.device == "cpu"
+    if on_cpu:
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = task.options["kv_gib"]
     from vllm import LLM, SamplingParams
 
     engine = LLM(
         model=str(task.model),
         dtype=task.dtype,
         max_model_len=-(-task.longest // 256) * 256,
-        max_num_seqs=64,
-        max_num_batched_tokens=int(task.options.get("batch_tokens", "2048")),
+        max_num_seqs=64 if on_cpu else 256,  # on a GPU as many as ours, and steps as large
+        max_num_batched_tokens=int(task.options.get("batch_tokens", "2048" if on_cpu else "8192")),
         enable_prefix_caching=task.share_prefixes,
         enforce_eager=task.options.get("eager") == "yes",
         seed=0,

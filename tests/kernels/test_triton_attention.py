@@ -187,8 +187,27 @@ def test_a_row_is_the_same_to_the_bit_whatever_shares_its_batch() -> None:
     together = ops.paged_decode(q, pool, 1, tables, context, setting.params(DEVICE))
     for row in range(4):
         one = slice(row, row + 1)
-        alone = ops.paged_decode(q[one], pool, 1, tables[one], context[one], setting.params(DEVICE))
+        own = tables[one, : -(-int(context[row]) // setting.block_tokens)]  # a table as wide as it must be
+        alone = ops.paged_decode(q[one], pool, 1, own, context[one], setting.params(DEVICE))
         assert torch.equal(alone, together[one])
+
+
+@pytest.mark.skipif(INTERPRETED, reason="minutes under the interpreter")
+@pytest.mark.parametrize("features", [{}, {"window": 9000, "sinks": 3}], ids=["plain", "window"])
+def test_spans_grow_where_a_context_would_have_too_many(features: dict[str, Any]) -> None:
+    setting = long_setting(**features)
+    kv = paged([20_000, 8192, 8193, 70], setting.shape, torch.float32, seed=7)
+    q = setting.queries(4)
+    out, lse = poisoned(4, setting)
+    pool, tables, context = kv.here
+    ops.paged_decode(here(q), pool, 1, tables, context, setting.params(DEVICE), out=out, lse=lse)
+    wanted, wanted_lse = reference.paged_decode(q, kv.pool, 1, kv.tables, kv.context_lens, setting.params("cpu"))
+    assert_close(out, wanted, 1e-5)
+    assert_same_lse(lse, wanted_lse, 1e-4)
+    alone, alone_lse = poisoned(1, setting)
+    narrow = tables[1:2, :512]
+    ops.paged_decode(here(q)[1:2], pool, 1, narrow, context[1:2], setting.params(DEVICE), out=alone, lse=alone_lse)
+    assert torch.equal(alone, out[1:2])
 
 
 def test_rows_of_a_fused_projection_are_read_and_written_in_place() -> None:

@@ -13,14 +13,15 @@ from torch import Tensor
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
-ROUNDS = 1 if INTERPRETED else 8  # how many times as many examples a GPU can afford
+ROUNDS = 1 if INTERPRETED else 3  # how many times as many examples a GPU can afford: it compiles for each, seconds
 
 
 def only_here() -> list[pytest.MarkDecorator]:
     """Marks of a module whose tests need Triton to run."""
     if INTERPRETED:
         return []
-    return [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+    no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+    return [pytest.mark.gpu, no_gpu, pytest.mark.timeout(1800)]
 
 
 # Relative error in the Frobenius norm: a few roundings of the dtype of the products' operands.

@@ -8,6 +8,9 @@ from pathlib import Path
 import psutil
 
 from spillway.cli.sizes import format_size
+from spillway.kernels import decode_scratch_bytes
+from spillway.node_agent.block_moves import STAGING_BYTES
+from spillway.node_agent.graphs import MAX_ROWS, bucket_of
 from spillway.node_agent.load import DTYPES, DeviceError, EngineConfig, LoadedModel, pick_device
 from spillway.node_agent.models.spec import DecoderSpec
 
@@ -85,15 +88,18 @@ def left_for_kv_bytes(free_bytes: int, spec: DecoderSpec, dtype: str, max_batch_
     """What of a GPU's free memory is left for KV beside the weights and the largest step.
 
     A step holds, for each of its rows, the residual and what a layer makes of it, and for each sampled row its logits
-    in the model's dtype and in float32. A twentieth of the memory stays free, for fragments and libraries' workspaces.
+    in the model's dtype and in float32 and the partial results of its attention. CUDA graphs hold the same for their
+    largest bucket once more. A twentieth of the memory stays free, for fragments and what libraries take.
 
     Raises:
         DeviceError: the weights alone do not fit.
     """
     size = DTYPES[dtype].itemsize
     row = (4 * spec.hidden + 2 * (spec.heads + spec.kv_heads) * spec.head_dim + 3 * spec.intermediate) * size
-    step = max_batch_tokens * row + min(max_rows, max_batch_tokens) * spec.vocab * (size + 4)
-    weights = spec.weight_count() * size
+    sampled = spec.vocab * (size + 4) + decode_scratch_bytes(1, spec.heads, spec.kv_heads, spec.head_dim)
+    graphs = bucket_of(min(max_rows, MAX_ROWS)) * (row + sampled)
+    step = max_batch_tokens * row + min(max_rows, max_batch_tokens) * sampled + graphs + STAGING_BYTES
+    weights = spec.weight_count() * size + spec.max_positions * spec.positions.rotary_dim * 4
     left = int(free_bytes * 0.95) - weights - step
     if left <= 0:
         raise DeviceError(

@@ -80,6 +80,7 @@ class RunReport:
                 "peak_blocks": self.engine.scheduler.peak_blocks,
             },
             "store": asdict(self.engine.store) if self.engine.store else None,
+            "cuda_graphs": asdict(self.engine.graphs) if self.engine.graphs else None,
             "peak_rss_bytes": peak_rss_bytes(),
             "machine": machine(),
         }

@@ -1,5 +1,6 @@
 """Attention and KV kernels: Triton on CUDA, compiled twins on torch's own threads on CPU, fp64 references for tests."""
 
+from spillway.kernels.decode_split import decode_scratch_bytes
 from spillway.kernels.dispatch import (
     cascade_decode,
     copy_blocks,
@@ -7,6 +8,7 @@ from spillway.kernels.dispatch import (
     flash_prefill,
     gather_blocks,
     merge_states,
+    on_triton,
     paged_decode,
     quantize,
     rms_norm,
@@ -36,10 +38,12 @@ __all__ = [
     "QuantFormat",
     "cascade_decode",
     "copy_blocks",
+    "decode_scratch_bytes",
     "dequantize",
     "flash_prefill",
     "gather_blocks",
     "merge_states",
+    "on_triton",
     "paged_decode",
     "quantize",
     "quantized_block_bytes",

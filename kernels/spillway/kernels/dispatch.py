@@ -54,6 +54,11 @@ def _ops(tensor: Tensor) -> ModuleType:
     return module
 
 
+def on_triton(tensor: Tensor) -> bool:
+    """Whether ops on this tensor run as Triton kernels: on CUDA, and on a CPU that interprets them."""
+    return tensor.device.type == "cuda" or _FORCED == "triton"
+
+
 def flash_prefill(
     q: Tensor,
     pool: Tensor,

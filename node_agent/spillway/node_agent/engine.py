@@ -7,6 +7,7 @@ from enum import Enum
 
 from spillway.kvstore import BlockStore, JobPlan, StoreStats
 from spillway.node_agent.detokenize import TextTail
+from spillway.node_agent.graphs import GraphStats
 from spillway.node_agent.rank import Rank
 from spillway.node_agent.request import Finish, Request, RequestOutput, Sequence
 from spillway.node_agent.sampler import Sampled, Sampler
@@ -46,7 +47,7 @@ class RequestFailure:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """A snapshot: the scheduler's counters, the store's, and how the device pool is used now."""
+    """A snapshot: the scheduler's counters, the store's, how the device pool is used now, and CUDA graphs if any."""
 
     scheduler: SchedulerStats
     store: StoreStats | None
@@ -54,6 +55,7 @@ class EngineStats:
     pool_blocks: int
     pool_used: int
     pool_cached: int
+    graphs: GraphStats | None = None
 
 
 @dataclass(slots=True)
@@ -224,6 +226,7 @@ class Engine:
             pool_blocks=blocks.num_blocks,
             pool_used=blocks.used,
             pool_cached=blocks.cached,
+            graphs=self._rank.graph_stats(),
         )
 
     def close(self, *, keep: bool) -> None:

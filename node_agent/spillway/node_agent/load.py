@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from spillway.node_agent.blocks import BlockManager
 from spillway.node_agent.checkpoint import Checkpoint
 from spillway.node_agent.completion import Limits
 from spillway.node_agent.engine import Engine
+from spillway.node_agent.graphs import DecodeGraphs, graphs_wanted
 from spillway.node_agent.models.decoder import Decoder
 from spillway.node_agent.models.spec import DecoderSpec
 from spillway.node_agent.models.weights import LoadOptions
@@ -79,18 +83,35 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def check_compiler() -> None:
+    """Triton builds what starts its kernels with a C compiler and Python's headers, on the first run.
+
+    Raises:
+        DeviceError: one of them is missing.
+    """
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    headers = Path(sysconfig.get_config_var("INCLUDEPY"), "Python.h")
+    missing = [] if compiler else ["a C compiler"]
+    missing += [] if headers.is_file() else [f"Python's headers ({headers})"]
+    if missing:
+        hint = "Debian: apt-get install gcc libc6-dev python3-dev. Or run with --device cpu."
+        raise DeviceError(f"kernels on CUDA are built with {' and '.join(missing)}, which this machine lacks", hint)
+
+
 def load_engine(checkpoint: Checkpoint, weights_digest: str, config: EngineConfig) -> LoadedModel:
     """Load the weights, allocate the pool, open the store.
 
     Raises:
         ModelError: the checkpoint cannot be used.
         PoolTooSmallError: the device budget holds no useful number of blocks.
-        DeviceError: the device is not there.
+        DeviceError: the device is not there, or cannot be used.
         TierError: a budget holds no block, or the disk directory cannot be used.
     """
     device, dtype, spec = pick_device(config.device), DTYPES[config.dtype], checkpoint.spec
     if device.type == "cpu":
         warm_up()
+    elif device.type == "cuda":
+        check_compiler()
     tokenizer = Tokenizer.load(checkpoint.folder)
     shape = (spec.layers, 2, spec.kv_heads, config.block_tokens, spec.head_dim)
     pool = allocate_pool(config.device_kv_bytes, shape, dtype, device)
@@ -100,7 +121,11 @@ def load_engine(checkpoint: Checkpoint, weights_digest: str, config: EngineConfi
     blocks = BlockManager(pool.shape[0], config.block_tokens)
     limits = SchedulerConfig(config.max_batch_tokens, min(config.max_sequences, config.max_batch_tokens))
     scheduler = Scheduler(limits, blocks, store, identity.root())
-    engine = Engine(scheduler, Rank(decoder, pool, store), tokenizer, store)
+    graphs = None
+    if device.type == "cuda" and graphs_wanted():
+        context_tokens = min(spec.max_positions, pool.shape[0] * config.block_tokens)
+        graphs = DecodeGraphs(decoder, pool, limits.max_sequences, context_tokens)
+    engine = Engine(scheduler, Rank(decoder, pool, store, graphs), tokenizer, store)
     limits_of_lines = Limits(spec.max_positions, engine.pool_tokens, spec.vocab)
     return LoadedModel(engine, limits_of_lines, block_bytes(shape, dtype))
 

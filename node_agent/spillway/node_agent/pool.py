@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from math import prod
 
 import torch
 
@@ -14,14 +15,13 @@ class PoolTooSmallError(SpillwayError):
 
 
 MIN_BLOCKS = 4
+MAX_CUDA_ROWS = 2**31 - 1
+"""Vectors of one head that a pool on CUDA holds at most: its kernels count them in 32 bits."""
 
 
 def block_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
     """Bytes of one block ``[layers, 2, kv_heads, block_tokens, head_dim]``."""
-    count = dtype.itemsize
-    for size in shape:
-        count *= size
-    return count
+    return prod(shape) * dtype.itemsize
 
 
 def allocate_pool(budget_bytes: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -35,6 +35,8 @@ def allocate_pool(budget_bytes: int, shape: tuple[int, ...], dtype: torch.dtype,
     """
     size = block_bytes(shape, dtype)
     num_blocks = budget_bytes // size
+    if device.type != "cpu":
+        num_blocks = min(num_blocks, MAX_CUDA_ROWS // prod(shape[:-1]))
     if num_blocks < MIN_BLOCKS:
         raise PoolTooSmallError(
             f"a device KV budget of {budget_bytes} bytes holds {num_blocks} blocks of {size} bytes",

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TypeVar
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -12,30 +9,29 @@ import torch
 from spillway import kernels
 from spillway.kvstore import BlockHash, BlockStore
 from spillway.node_agent.batch import StepBatch
+from spillway.node_agent.block_moves import DirectMoves, StagedMoves
+from spillway.node_agent.graphs import DecodeGraphs, GraphStats
 from spillway.node_agent.models.decoder import Decoder
 from spillway.node_agent.plan import StepPlan, StepResult, Work
-
-Move = TypeVar("Move")
-
-STAGING_BYTES = 64 << 20
-"""What a spill or a fetch on CUDA takes of pinned and of device memory, however many blocks it moves."""
 
 
 class Rank:
     """Runs plans on one device.
 
     ``pool`` is ``[num_blocks, layers, 2, kv_heads, block_tokens, head_dim]``, C-contiguous: a block is one byte range,
-    and a spill is one plain copy. On CUDA the bytes pass through a pinned staging buffer.
+    and a spill is one plain copy. On CUDA the bytes pass through staging buffers, and decode steps are graphs if
+    ``graphs`` are given.
     """
 
-    def __init__(self, decoder: Decoder, pool: torch.Tensor, store: BlockStore | None) -> None:
+    def __init__(
+        self, decoder: Decoder, pool: torch.Tensor, store: BlockStore | None, graphs: DecodeGraphs | None = None
+    ) -> None:
         self._decoder = decoder
         self._pool = pool
         self._store = store
+        self._graphs = graphs
         self._block_tokens = pool.shape[4]
-        raw = pool.view(torch.uint8).reshape(pool.shape[0], -1)
-        self._device_bytes = raw
-        self._host_bytes: npt.NDArray[np.uint8] | None = raw.numpy() if pool.device.type == "cpu" else None
+        self._moves: DirectMoves | StagedMoves = DirectMoves(pool) if pool.device.type == "cpu" else StagedMoves(pool)
 
     def run(self, plan: StepPlan) -> StepResult:
         """Carry out one plan: spills, fetches, copies, then the model."""
@@ -46,41 +42,23 @@ class Rank:
             kernels.copy_blocks(self._pool, source, target)
         if not plan.num_tokens:
             return StepResult(fetched, None)
-        batch = build_batch(plan, self._block_tokens).to(self._pool.device)
-        return StepResult(fetched, self._decoder.forward(batch, self._pool))
+        batch = build_batch(plan, self._block_tokens)
+        logits = self._graphs.run(batch) if self._graphs is not None else None
+        if logits is None:
+            logits = self._decoder.forward(batch.to(self._pool.device), self._pool)
+        return StepResult(fetched, logits)
 
     def save(self, spills: list[tuple[int, BlockHash]]) -> None:
         """Hand copies of blocks to the store. What the store drops is counted there and recomputed later."""
-        if not spills or self._store is None:
-            return
-        if self._host_bytes is not None:
-            self._store.put_many([(name, self._host_bytes[block]) for block, name in spills])
-            return
-        for part in self._parts(spills):
-            blocks = torch.tensor([block for block, _ in part], device=self._device_bytes.device)
-            rows = self._stage(len(part)).copy_(self._device_bytes[blocks]).numpy()
-            self._store.put_many([(name, row) for (_, name), row in zip(part, rows, strict=True)])
+        if spills and self._store is not None:
+            self._moves.save(spills, self._store)
 
     def _load(self, fetches: list[tuple[BlockHash, int]]) -> list[bool]:
-        if not fetches or self._store is None:
-            return []
-        if self._host_bytes is not None:
-            return self._store.get_many([(name, self._host_bytes[block]) for name, block in fetches])
-        answers = []
-        for part in self._parts(fetches):
-            staged = self._stage(len(part))
-            answers += self._store.get_many([(name, row) for (name, _), row in zip(part, staged.numpy(), strict=True)])
-            blocks = torch.tensor([block for _, block in part], device=self._device_bytes.device)
-            self._device_bytes[blocks] = staged.to(self._device_bytes.device)
-        return answers
+        return self._moves.load(fetches, self._store) if fetches and self._store is not None else []
 
-    def _parts(self, moves: list[Move]) -> Iterator[list[Move]]:
-        """As many at a time as the staging buffers may take."""
-        count = max(1, STAGING_BYTES // self._device_bytes.shape[1])
-        return (moves[start : start + count] for start in range(0, len(moves), count))
-
-    def _stage(self, blocks: int) -> torch.Tensor:
-        return torch.empty((blocks, self._device_bytes.shape[1]), dtype=torch.uint8, pin_memory=True)
+    def graph_stats(self) -> GraphStats | None:
+        """What became of the graphs, where there are any."""
+        return self._graphs.stats() if self._graphs is not None else None
 
 
 def build_batch(plan: StepPlan, block_tokens: int) -> StepBatch:

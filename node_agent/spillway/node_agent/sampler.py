@@ -2,6 +2,9 @@
 
 Randomness is counter-based (Philox keyed by seed and choice, counted by position), so a token does not depend on which
 step or batch it was drawn in. Filters apply in the usual order: penalties and biases, temperature, top-k, top-p, min-p.
+
+On a CPU rows are drawn one by one; on a GPU, where each question would wait for the device, all in one launch. Both
+follow the same distribution, but lay tokens out in another order: one seed gives other tokens on the other device.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spillway.kernels import on_triton
 from spillway.node_agent.request import SamplingParams, Sequence, TokenLogprob
 
 CANDIDATES = 256
@@ -37,18 +41,48 @@ class Sampler:
     def sample(self, logits: Tensor, sequences: list[Sequence]) -> list[Sampled]:
         """One token for each row of ``logits [R, vocab]`` fp32 and its sequence."""
         best_values, best = logits.max(dim=-1)
-        finite = torch.isfinite(best_values).tolist()
-        tokens: list[int | None] = [token if ok else None for token, ok in zip(best.tolist(), finite, strict=True)]
-        for row, sequence in enumerate(sequences):
-            params = sequence.request.params
-            if tokens[row] is None or (params.greedy and not params.edits_logits):
-                continue
-            edited = self._edit(logits[row], sequence) if params.edits_logits else logits[row]
-            tokens[row] = int(edited.argmax()) if params.greedy else draw(edited, params, _uniform(sequence))
+        found = torch.where(torch.isfinite(best_values), best, -1).tolist()
+        tokens: list[int | None] = [token if token >= 0 else None for token in found]
+        open_rows = [row for row, each in enumerate(sequences) if tokens[row] is not None and not _is_best(each)]
+        if on_triton(logits) and open_rows:
+            tokens_of = self._draw_together(logits, open_rows, sequences)
+        else:
+            tokens_of = [self._draw_alone(logits[row], sequences[row]) for row in open_rows]
+        for row, token in zip(open_rows, tokens_of, strict=True):
+            tokens[row] = token
         return [
             Sampled(token, self._logprob(logits[row], token, sequence))
             for row, (token, sequence) in enumerate(zip(tokens, sequences, strict=True))
         ]
+
+    def _draw_alone(self, row: Tensor, sequence: Sequence) -> int:
+        params = sequence.request.params
+        edited = self._edit(row, sequence) if params.edits_logits else row
+        return int(edited.argmax()) if params.greedy else draw(edited, params, _uniform(sequence))
+
+    def _draw_together(self, logits: Tensor, rows: list[int], sequences: list[Sequence]) -> list[int | None]:
+        """A token for each of `rows` by the Triton kernel: the host waits once."""
+        from spillway.kernels.ops import SampleSettings, sample  # Triton is not needed on a CPU
+
+        drawn = [sequences[row] for row in rows]
+        edited = logits[rows]
+        for place, sequence in enumerate(drawn):
+            if sequence.request.params.edits_logits:
+                edited[place] = self._edit(edited[place], sequence)
+
+        def floats(values: list[float]) -> Tensor:
+            return torch.tensor(values, dtype=torch.float32, device=logits.device)
+
+        params = [sequence.request.params for sequence in drawn]
+        most = [min(max(each.top_k, 0), logits.shape[1]) for each in params]
+        settings = SampleSettings(
+            temperature=floats([each.temperature for each in params]),
+            top_k=torch.tensor(most, dtype=torch.int32, device=logits.device),
+            top_p=floats([each.top_p for each in params]),
+            min_p=floats([each.min_p for each in params]),
+            uniform=floats([_uniform(sequence) for sequence in drawn]),
+        )
+        return [token if token >= 0 else None for token in sample(edited, settings).tolist()]
 
     def _logprob(self, logits: Tensor, token: int | None, sequence: Sequence) -> TokenLogprob | None:
         count = sequence.request.params.logprobs
@@ -71,6 +105,12 @@ class Sampler:
         if len(generated) < params.min_tokens:
             row[sorted(self._eos_ids | set(params.stop_token_ids))] = -math.inf
         return row
+
+
+def _is_best(sequence: Sequence) -> bool:
+    """Whether the token is the most likely one, of logits as they are."""
+    params = sequence.request.params
+    return params.greedy and not params.edits_logits
 
 
 def draw(logits: Tensor, params: SamplingParams, uniform: float) -> int:

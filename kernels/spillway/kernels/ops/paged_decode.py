@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from spillway.kernels.decode_split import most_spans, spans_within
 from spillway.kernels.ops.launch import launch
 from spillway.kernels.ops.layout import Batch, Layout, check_tables, layout_of, result_like, scalars_of
 from spillway.kernels.ops.spans import (
@@ -13,7 +14,6 @@ from spillway.kernels.ops.spans import (
     SpanPlan,
     first_visible,
     merge_spans,
-    most_spans,
     new_parts,
     span_tokens,
     visible_tokens,
@@ -50,12 +50,14 @@ def paged_decode(
 def plan_spans(batch: Batch, layout: Layout, shared_tokens: int = 0, shared_spans: int = 0) -> SpanPlan:
     """How this batch is cut, from shapes and settings alone: no length is read by the host."""
     window = batch.params.window or 0
+    keys = decode_tile(batch.q.device, layout.tile_key).keys
     max_tokens = batch.block_tables.shape[1] * layout.block_tokens - shared_tokens
     if window:
-        max_tokens = min(max_tokens, window)
+        max_tokens = min(max_tokens, window + keys - 1)  # from the start of the tile that the window begins in
     return SpanPlan(
-        keys=decode_tile(batch.q.device, layout.tile_key).keys,
-        most=most_spans(layout.kv_heads, max_tokens),
+        keys=keys,
+        most=most_spans(layout.kv_heads),
+        own=spans_within(layout.kv_heads, max_tokens),
         window=window,
         shared_tokens=shared_tokens,
         shared_spans=shared_spans,
@@ -73,7 +75,7 @@ def decode_spans(batch: Batch, layout: Layout, plan: SpanPlan, parts: Parts, out
     programs = tile.programs * gpu_of(batch.q.device).multiprocessors
     launch(
         _paged_decode_kernel,
-        (min(programs, sequences * layout.kv_heads * plan.most), 1, 1),
+        (min(programs, sequences * layout.kv_heads * plan.own), 1, 1),
         batch.q,
         out,
         lse if lse is not None else out,

@@ -12,12 +12,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from spillway.kernels.decode_split import MIN_SPAN_TOKENS
 from spillway.kernels.ops.launch import launch
 from spillway.kernels.ops.layout import Batch, Layout
 from spillway.kernels.ops.tiles import FLOOR, LN2, narrow
 
-# A span shorter than this is not worth a partial result.
-MIN_SPAN_TOKENS = tl.constexpr(256)
+_LEAST = tl.constexpr(MIN_SPAN_TOKENS)
 _CHUNK = 16  # partial results folded at a time
 
 
@@ -27,7 +27,8 @@ class SpanPlan:
 
     Attributes:
         keys: tokens of a tile; spans are multiples of it.
-        most: upper bound of the spans of a sequence's own keys.
+        most: upper bound of the spans of any sequence: goes by the heads alone, for a kernel is compiled for it.
+        own: upper bound of the spans of a sequence of this batch, shared ones apart; at most `most`.
         window: tokens, 0 where the layout has none.
         shared_tokens: leading keys that a prefix pass has taken over.
         shared_spans: partial results that it left for every row, in front of the row's own.
@@ -35,6 +36,7 @@ class SpanPlan:
 
     keys: int
     most: int
+    own: int
     window: int
     shared_tokens: int = 0
     shared_spans: int = 0
@@ -42,7 +44,7 @@ class SpanPlan:
     @property
     def slots(self) -> int:
         """Partial results that a row can have; one alone is written straight to the output."""
-        total = self.shared_spans + self.most
+        total = self.shared_spans + self.own
         return 0 if total == 1 else total
 
 
@@ -52,11 +54,6 @@ class Parts:
 
     outputs: Tensor
     lses: Tensor
-
-
-def most_spans(kv_heads: int, max_tokens: int) -> int:
-    """Upper bound of the spans of one sequence: a single one should still fill a GPU over its kv heads."""
-    return max(1, min(max(32, 256 // kv_heads), -(-max_tokens // MIN_SPAN_TOKENS.value)))
 
 
 def new_parts(q: Tensor, plan: SpanPlan) -> Parts:
@@ -97,7 +94,7 @@ def merge_spans(parts: Parts, plan: SpanPlan, batch: Batch, layout: Layout, out:
 def span_tokens(tokens, most: tl.constexpr, keys: tl.constexpr):
     """Tokens of each span (the last may be shorter) of a context of ``tokens``: a multiple of the tile."""
     even = tl.cdiv(tl.cdiv(tokens, most), keys) * keys
-    return tl.maximum(even, MIN_SPAN_TOKENS)
+    return tl.maximum(even, _LEAST)
 
 
 @triton.jit

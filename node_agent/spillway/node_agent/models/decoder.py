@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -55,6 +56,12 @@ class Decoder:
             ModelError: see `load_weights`.
         """
         return cls(checkpoint.spec, load_weights(checkpoint, options), options, all_reduce)
+
+    def with_scratch(self, rows: int) -> Decoder:
+        """The same weights with scratch memory of its own, which never moves as long as no step has more rows."""
+        other = copy.copy(self)
+        other._scratch = _Scratch(self._cos_sin.device, self._compute, rows)
+        return other
 
     @torch.inference_mode()
     def forward(self, batch: StepBatch, pool: Tensor) -> Tensor:
@@ -141,7 +148,9 @@ class Decoder:
 
     def _logits(self, normed: Tensor) -> Tensor:
         vocabulary = self._vocab.stop - self._vocab.start
-        own = self._weights.lm_head(normed, self._scratch.rows("logits", normed.shape[0], vocabulary)).float()
+        own = self._weights.lm_head(normed, self._scratch.rows("logits", normed.shape[0], vocabulary))
+        if own.dtype != torch.float32:
+            own = self._scratch.rows("float32 logits", own.shape[0], vocabulary, torch.float32).copy_(own)
         if self._all_reduce is None:
             return own
         whole = torch.zeros(own.shape[0], self.spec.vocab, device=own.device)
@@ -152,14 +161,16 @@ class Decoder:
 class _Scratch:
     """Buffers that are kept from step to step: fresh pages cost more than what is written into them."""
 
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, device: torch.device, dtype: torch.dtype, least_rows: int = 0) -> None:
         self._device = device
         self._dtype = dtype
+        self._least_rows = least_rows
         self._buffers: dict[str, Tensor] = {}
 
-    def rows(self, name: str, rows: int, width: int) -> Tensor:
+    def rows(self, name: str, rows: int, width: int, dtype: torch.dtype | None = None) -> Tensor:
         """``[rows, width]``, contents undefined, valid until `name` is asked for again."""
         buffer = self._buffers.get(name)
         if buffer is None or buffer.shape[0] < rows:
-            buffer = self._buffers[name] = torch.empty(rows, width, dtype=self._dtype, device=self._device)
+            size = max(rows, self._least_rows)
+            buffer = self._buffers[name] = torch.empty(size, width, dtype=dtype or self._dtype, device=self._device)
         return buffer[:rows]
