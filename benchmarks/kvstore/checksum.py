@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -36,8 +37,8 @@ def measure(label: str, length: int, directory: Path) -> dict[str, object]:
     descriptor = open_file(directory / "bytes", direct=supports_direct_io(directory), create=True)
     os.posix_fallocate(descriptor, 0, TOTAL_BYTES)
 
-    def each(action: object) -> object:
-        return lambda: [action(row) for row in range(count)]  # type: ignore[operator]
+    def each(action: Callable[[int], object]) -> Callable[[], list[object]]:
+        return lambda: [action(row) for row in range(count)]
 
     works = {
         "checksum": each(lambda row: checksum_of(rows[row])),
@@ -46,7 +47,7 @@ def measure(label: str, length: int, directory: Path) -> dict[str, object]:
         "read": each(lambda row: read_all(descriptor, [buffer], row * length)),
     }
     try:
-        taken = alternate(works, ROUNDS)  # type: ignore[arg-type]
+        taken = alternate(works, ROUNDS)
     finally:
         os.close(descriptor)
         (directory / "bytes").unlink()

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from figures import IDENTITY, SIZES, names, random_rows, report, seconds
 
-from spillway.kvstore import BlockStore, Deadlines, StoreConfig
+from spillway.kvstore import BlockHash, BlockStore, Deadlines, StoreConfig
 from spillway.kvstore.buffers import aligned
 from spillway.kvstore.tiers.disk.files import open_file, read_all, supports_direct_io, write_all
 
@@ -135,7 +135,7 @@ def measure(label: str, length: int, directory: Path) -> dict[str, object]:
     }
 
 
-def fill(store: BlockStore, hashes: list, rows: np.ndarray) -> None:  # type: ignore[type-arg]
+def fill(store: BlockStore, hashes: list[BlockHash], rows: np.ndarray) -> None:
     """Put all blocks and wait until they are on disk."""
     for start in range(0, len(hashes), BATCH):
         batch = range(start, min(start + BATCH, len(hashes)))
@@ -143,7 +143,7 @@ def fill(store: BlockStore, hashes: list, rows: np.ndarray) -> None:  # type: ig
     assert store.flush()
 
 
-def load(store: BlockStore, order: list[int], hashes: list, outs: list) -> None:  # type: ignore[type-arg]
+def load(store: BlockStore, order: list[int], hashes: list[BlockHash], outs: list[np.ndarray]) -> None:
     """Get blocks in batches. The last ones written may still be in staging memory: at most 64 MiB of all."""
     for start in range(0, len(order), BATCH):
         batch = order[start : start + BATCH]

@@ -56,7 +56,7 @@ def start(socket: str, name: str) -> subprocess.Popen[bytes]:
     return process
 
 
-def entries(client: Redis) -> int:  # type: ignore[type-arg]
+def entries(client: Redis) -> int:
     """Blocks in the index."""
     return sum(client.hlen(key) for key in client.scan_iter("*:b:*", count=2000))
 

@@ -141,7 +141,7 @@ class TestAccepted:
         raw += b'"body":{"model":"m","prompt":"\\ud83d\\ude00 \\\\ud800"}} \r'
         parsed = accepted(raw)
         assert parsed.custom_id == "a"
-        assert parsed.body.prompt == "😀 \\ud800"  # type: ignore[union-attr]
+        assert parsed.body.prompt == "😀 \\ud800"
 
     def test_a_line_of_just_the_limit(self) -> None:
         raw = completion(prompt="x" * 1000)

@@ -29,7 +29,7 @@ def test_the_stubs_are_current(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("request_type", REQUESTS, ids=lambda request: request.full_name)
 def test_every_field_of_a_request_says_whether_it_is_needed(request_type: object) -> None:
-    for field in request_type.fields:  # type: ignore[attr-defined]
+    for field in request_type.fields:
         assert field.GetOptions().Extensions[field_behavior_pb2.field_behavior], field.full_name
 
 

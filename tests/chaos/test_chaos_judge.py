@@ -7,7 +7,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
@@ -172,8 +172,8 @@ def _running(mark: str) -> bool:
     return False
 
 
-def _wait(holds: object) -> None:
+def _wait(holds: Callable[[], bool]) -> None:
     until = time.monotonic() + 60
-    while not holds():  # type: ignore[operator]
+    while not holds():
         assert time.monotonic() < until
         time.sleep(0.02)

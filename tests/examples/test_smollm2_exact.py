@@ -44,7 +44,7 @@ def references(model: Any, tokenizer: Any, asked: list[Question]) -> dict[str, R
     with torch.inference_mode():
         for _, group in groupby(asked, key=lambda question: question.documents):
             same = list(group)
-            messages = [question.line()["body"]["messages"] for question in same]  # type: ignore[index]
+            messages = [question.line()["body"]["messages"] for question in same]
             prompts = [tokenizer.apply_chat_template(m, add_generation_prompt=True)["input_ids"] for m in messages]
             shared = same_start(prompts)
             context = model(torch.tensor([prompts[0][:shared]]), logits_to_keep=1).past_key_values

@@ -63,7 +63,7 @@ class NullWorker:
             try:
                 return getattr(self.stub, method)(request, timeout=10)
             except grpc.RpcError as error:
-                if error.code() in FINAL:  # type: ignore[attr-defined]
+                if error.code() in FINAL:
                     return None
                 time.sleep(0.1)
 

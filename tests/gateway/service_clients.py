@@ -133,7 +133,7 @@ class Refusal:
     message: str
 
     def take(self, error: grpc.aio.AioRpcError) -> None:
-        status = rpc_status.from_call(error)  # type: ignore[arg-type]
+        status = rpc_status.from_call(error)
         assert status is not None, error
         info = error_details_pb2.ErrorInfo()
         assert status.details[0].Unpack(info)

@@ -101,7 +101,7 @@ class TestRates:
             errors = [each for each in answers if isinstance(each, grpc.aio.AioRpcError)]
             assert 1 <= len(errors) <= 2  # two seconds' worth were saved up
             assert errors[0].code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-            status = rpc_status.from_call(errors[0])  # type: ignore[arg-type]
+            status = rpc_status.from_call(errors[0])
             info, wait = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
             assert status is not None
             assert status.details[0].Unpack(info)

@@ -144,7 +144,7 @@ def chat(*messages: tuple[str, str], **fields: object) -> tuple[int, bytes]:
 
 def test_prompts_as_bytes() -> None:
     assert key_of(request("a", "text")) == (1, b"text")
-    assert key_of(request("a", prompt=[1, 2])) == (2, b"\x01\0\0\0\x02\0\0\0")  # type: ignore[arg-type]
+    assert key_of(request("a", prompt=[1, 2])) == (2, b"\x01\0\0\0\x02\0\0\0")
     same_start = [chat(("system", "s"), ("user", text)) for text in ("one", "two")]
     assert common(same_start[0][1], same_start[1][1]) > len("systemsuser")
     assert chat(("system", "s"), ("user", "x")) != chat(("system", "su"), ("user", "x"))

@@ -73,7 +73,7 @@ async def test_submitting_again_is_safe(tmp_path: Path) -> None:
         assert (await client.submit(INPUT)).name != first.name
         for other in ({"content": INPUT + b"\n"}, {"content": INPUT, "model": "other"}):
             with refused() as refusal:
-                await client.submit(**other, request_id="one")  # type: ignore[arg-type]
+                await client.submit(**other, request_id="one")
             assert (refusal.code, refusal.reason) == (grpc.StatusCode.ALREADY_EXISTS, "REQUEST_ID_REUSED")
     async with serving(tmp_path) as client:
         assert (await client.submit(INPUT, request_id="one")).name == first.name

@@ -111,5 +111,5 @@ def test_only_what_is_durable_is_shown(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("cursor", ["x", "10", "10-", "10-0000000000000000", "-1-0", "10-" + "f" * 10_000, "é"])
 def test_made_up_cursors_are_refused(tmp_path: Path, cursor: str) -> None:
-    with Job.open(write_input(tmp_path, requests(1)), OPTIONS) as job, pytest.raises(ValueError):  # noqa: PT011
+    with Job.open(write_input(tmp_path, requests(1)), OPTIONS) as job, pytest.raises(ValueError):  # noqa: PT011 - it says no more
         job.tail.position(cursor)

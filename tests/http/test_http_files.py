@@ -216,7 +216,7 @@ def test_what_is_too_large_leaves_nothing_behind(door: Door) -> None:
     before = door.call("GET", "/v1/files").json["data"]
     with door.client() as client, pytest.raises(openai.APIStatusError) as refused:
         client.files.create(file=("big.jsonl", b"x" * (MAX_INPUT_BYTES + 1)), purpose="batch")
-    assert (refused.value.status_code, refused.value.code) == (413, "input_too_large")  # type: ignore[attr-defined]
+    assert (refused.value.status_code, refused.value.code) == (413, "input_too_large")
     stated = door.call(
         "POST", "/v1/files", body=b"", Content_Length=str(1 << 40), Content_Type="multipart/form-data; boundary=x"
     )
@@ -258,10 +258,10 @@ def test_a_bad_form_names_its_field(door: Door, parts: list[tuple[str, str]], pa
 
 def test_a_form_that_breaks_off_is_no_file(door: Door) -> None:
     whole = form(('name="purpose"', "batch"), ('name="file"; filename="x"', "line\n" * 1000))
-    body = bytes(whole.pop("body"))  # type: ignore[arg-type]
+    body = bytes(whole.pop("body"))
     before = door.call("GET", "/v1/files").json["data"]
     for cut in (10, 100, 1000, len(body) - 5):
-        refused = door.call("POST", "/v1/files", body=body[:cut], **whole)  # type: ignore[arg-type]
+        refused = door.call("POST", "/v1/files", body=body[:cut], **whole)
         assert (refused.status, refused.code) == (400, "invalid_argument")
     assert door.call("GET", "/v1/files").json["data"] == before
 

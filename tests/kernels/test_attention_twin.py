@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from random import Random
 
 import pytest
 import torch
@@ -56,7 +57,7 @@ def test_odd_sizes(head_dim: int, block_tokens: int) -> None:
 
 @some
 @given(settings_of(), chunks(), st.randoms(use_true_random=False))
-def test_bits_do_not_depend_on_the_batch(setting: Setting, lengths: list[tuple[int, int]], random) -> None:  # type: ignore[no-untyped-def]
+def test_bits_do_not_depend_on_the_batch(setting: Setting, lengths: list[tuple[int, int]], random: Random) -> None:
     problem = make(setting, [*lengths, (513, 5)])
     whole, decoded = problem.prefill(twin), problem.decode(twin)
     order = list(range(len(lengths) + 1))

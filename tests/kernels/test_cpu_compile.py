@@ -11,7 +11,7 @@ import torch
 from spillway.kernels import cpu
 from spillway.kernels.cpu import compile as compiling
 from spillway.kernels.cpu import launch
-from spillway.kernels.cpu.jit.subset import SubsetError, device, translate
+from spillway.kernels.cpu.jit.subset import Device, SubsetError, device, translate
 
 USE = """
 import sys, torch
@@ -91,7 +91,7 @@ def test_ops_may_run_from_several_threads_at_once() -> None:
 @device
 def unknown_name(count: int) -> int:
     """Uses a name that is no number."""
-    return count + nowhere  # type: ignore[name-defined]  # noqa: F821
+    return count + nowhere  # noqa: F821 - what is refused
 
 
 @device
@@ -103,12 +103,12 @@ def mixes_types(count: int) -> float:
 @device
 def unknown_statement(count: int) -> int:
     """Uses a statement outside the subset."""
-    with count:  # type: ignore[attr-defined]
+    with count:
         pass
     return count
 
 
-@device  # noqa: RET503
+@device  # noqa: RET503 - what is refused
 def no_result(count: int) -> int:
     """Ends without a result on one path."""
     if count > 3:
@@ -116,7 +116,7 @@ def no_result(count: int) -> int:
 
 
 @pytest.mark.parametrize("function", [unknown_name, mixes_types, unknown_statement, no_result])
-def test_code_outside_the_subset_is_refused(function) -> None:  # type: ignore[no-untyped-def]
+def test_code_outside_the_subset_is_refused(function: Device) -> None:
     with pytest.raises(SubsetError, match=function.name):
         translate([function])
 

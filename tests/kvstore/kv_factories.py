@@ -69,7 +69,7 @@ def store_config(directory: Path | None, host: int = 0, disk: int = 0, **setting
         staging_bytes=host_bytes(16),
         deadlines=PATIENT,
     )
-    return replace(config, **settings)  # type: ignore[arg-type]
+    return replace(config, **settings)
 
 
 def header_of(number: int, data: Bytes) -> BlockHeader:

@@ -32,7 +32,7 @@ FABRIC = False
 
 def peers(listen: str = "127.0.0.1:0", **settings: object) -> PeersConfig:
     """Settings whose deadlines a starved test machine does not miss."""
-    return PeersConfig(**{"token": TOKEN, "listen": listen, "stall_s": PATIENT_S, "fabric": FABRIC, **settings})  # type: ignore[arg-type]
+    return PeersConfig(**{"token": TOKEN, "listen": listen, "stall_s": PATIENT_S, "fabric": FABRIC, **settings})
 
 
 class KnownPeers(MemoryIndex):

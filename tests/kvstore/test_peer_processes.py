@@ -63,12 +63,12 @@ def test_killed_within_a_transfer(tmp_path: Path) -> None:
             assert not isinstance(answer, BlockHeader) or np.array_equal(out, content(position))
             return True
 
-        tier.load_each(chain, out, time.monotonic() + PATIENT_S, arrived)  # type: ignore[attr-defined]
+        tier.load_each(chain, out, time.monotonic() + PATIENT_S, arrived)
         assert len(answers) == BLOCKS, "every block is answered for"
         assert all(isinstance(answer, BlockHeader) for answer in answers[:HALF])
         assert all(isinstance(answer, BlockHeader | MissReason) for answer in answers[HALF:])
         assert get(store, 0) == [False]
-        assert tier.connections() == (0, 0)  # type: ignore[attr-defined]
+        assert tier.connections() == (0, 0)
 
 
 def test_frozen_is_a_miss_and_thawed_it_serves_again(tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def test_a_chain_takes_one_connection_and_arrives_in_order(served: Served, way: 
 )
 def test_a_stranger_is_refused_with_a_reason(served: Served, other: dict[str, object], refusal: str) -> None:
     fill(served, 1)
-    assert answer_of(served.server.address, **other) is MissReason.REFUSED  # type: ignore[arg-type]
+    assert answer_of(served.server.address, **other) is MissReason.REFUSED
     assert served.server.outcomes[refusal] == 1
     assert "blocks" not in served.server.outcomes
     assert isinstance(answer_of(served.server.address), BlockHeader), "and the server goes on"
@@ -351,7 +351,7 @@ def test_an_address_that_cannot_be_had_is_said_and_leaves_nothing_open(tmp_path:
 )
 def test_settings_that_cannot_work_are_refused(settings: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
-        peers(**settings)  # type: ignore[arg-type]
+        peers(**settings)
 
 
 def test_a_peer_without_nixl_sends_blocks_as_ever(way: str) -> None:

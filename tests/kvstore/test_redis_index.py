@@ -44,7 +44,7 @@ def open_node(servers: list[RedisServer]) -> Iterator[Open]:
     def open_index(node: str, identity: bytes = IDENTITY.digest(), **settings: object) -> RedisIndex:
         about = {"lease_s": 2.0, "near_s": 0.0, "timeout_s": 0.5, "prefix": prefix} | settings
         url = servers[0].url.replace("redis:", "redis+cluster:") if len(servers) > 1 else servers[0].url
-        config = RedisConfig(url, node, f"{node}:7000", **about)  # type: ignore[arg-type]
+        config = RedisConfig(url, node, f"{node}:7000", **about)
         opened.append(RedisIndex(config, identity))
         return opened[-1]
 
@@ -321,4 +321,4 @@ def test_settings_that_cannot_work_are_refused() -> None:
         ("redis://x", "a", {"timeout_s": 9.0}),
     ):
         with pytest.raises(ConfigError):
-            RedisIndex(RedisConfig(url, node, **settings), IDENTITY.digest())  # type: ignore[arg-type]
+            RedisIndex(RedisConfig(url, node, **settings), IDENTITY.digest())

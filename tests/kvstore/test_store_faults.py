@@ -102,7 +102,7 @@ def test_the_same_seed_strikes_the_same(tmp_path: Path) -> None:
         name = "nowhere"
 
     def strikes() -> list[bool]:
-        tier = FaultyTier(Nowhere(), Faults(seed=5, full=0.5))  # type: ignore[arg-type]
+        tier = FaultyTier(Nowhere(), Faults(seed=5, full=0.5))
         return [tier._strikes("full") for _ in range(40)]
 
     assert strikes() == strikes()
@@ -135,5 +135,5 @@ def test_damage_before_a_change_of_form_is_found_then(tmp_path: Path) -> None:
         with store._held.pinned(name(1)) as held:
             held.padded[17] ^= 4
             origin = Sealer(IDENTITY.digest(), BLOCK_BYTES)
-            lane.sealer.same_form = lambda other: False  # type: ignore[method-assign]
+            lane.sealer.same_form = lambda other: False
             assert lane.put_stored(held.header, held.padded, origin) == "damaged"

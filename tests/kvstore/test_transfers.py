@@ -238,7 +238,7 @@ def put(store: BlockStore, *numbers: int) -> list[bool]:
 
 def disk_faults(store: BlockStore) -> Callable[[], None]:
     tier = store._parts.readers[0].lane.tier
-    return tier.heal  # type: ignore[attr-defined, no-any-return]
+    return tier.heal
 
 
 class TestStoreInTrouble:

@@ -93,7 +93,7 @@ def test_penalties_count_what_was_generated_and_repetition_all() -> None:
     sampler = Sampler(frozenset())
 
     def token(tokens: list[int], **params: float) -> int | None:
-        return sampler.sample(logits, [sequence(SamplingParams(9, temperature=0.0, **params), tokens)])[0].token  # type: ignore[arg-type]
+        return sampler.sample(logits, [sequence(SamplingParams(9, temperature=0.0, **params), tokens)])[0].token
 
     assert token([7]) == 7
     assert token([7], presence_penalty=0.5) == 5

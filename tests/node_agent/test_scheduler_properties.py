@@ -229,7 +229,7 @@ def shared_document(**changes: object) -> Case:
         "miss_rate": 0.0,
         "whole": None,
     }
-    return Case(**(values | changes))  # type: ignore[arg-type]
+    return Case(**(values | changes))
 
 
 def test_a_shared_document_is_computed_once(directory: Path) -> None:

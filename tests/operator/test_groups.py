@@ -12,7 +12,7 @@ from spillway.operator.desired.groups import MAX_BACKOFF_S, AgentPod, Decision, 
 
 
 def pod(group: int, generation: int, phase: Phase = Phase.READY, spec: int = 1, **more: object) -> AgentPod:
-    return AgentPod(f"m-{group}-{generation}", group, generation, spec, phase, **more)  # type: ignore[arg-type]
+    return AgentPod(f"m-{group}-{generation}", group, generation, spec, phase, **more)
 
 
 def test_from_nothing_every_group_starts_at_generation_one() -> None:

@@ -164,14 +164,14 @@ class Wishes:
         ground = self.ground
         for name, replicas in self.replicas.items():
             wanted = [str(index) for index in range(replicas)]
-            ground.kube.wait(lambda: ground.groups(name) == wanted, f"{name} has {replicas} groups, one pod each")  # noqa: B023
+            ground.kube.wait(lambda: ground.groups(name) == wanted, f"{name} has {replicas} groups, one pod each")  # noqa: B023 - called before the next turn
         for name in self.stores:
-            self._settled(lambda: self._is_made(name), f"{name} is made")  # noqa: B023
+            self._settled(lambda: self._is_made(name), f"{name} is made")  # noqa: B023 - called before the next turn
         for name, uid in self.jobs.items():
-            self._settled(lambda: self._is_mirrored(name, uid), f"{name} is mirrored")  # noqa: B023
+            self._settled(lambda: self._is_mirrored(name, uid), f"{name} is mirrored")  # noqa: B023 - called before the next turn
             assert len(ground.gateway.of(uid)) == 1
         for uid in self.deleted_jobs:
-            self._settled(lambda: all(job.HasField("end_time") for job in ground.gateway.of(uid)), "it is cancelled")  # noqa: B023
+            self._settled(lambda: all(job.HasField("end_time") for job in ground.gateway.of(uid)), "it is cancelled")  # noqa: B023 - called before the next turn
             assert len(ground.gateway.of(uid)) <= 1
         live = {each["metadata"]["uid"] for each in ground.kube.list("BatchJob", ground.space).values()}
         assert live <= set(self.jobs.values()) | self.deleted_jobs

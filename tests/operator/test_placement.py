@@ -11,11 +11,11 @@ GI = 1 << 30
 
 
 def node(name: str, gpus: int = 0, memory_gi: int = 8, cpu_millis: int = 4000, **more: object) -> Node:
-    return Node(name, gpus, memory_gi * GI, cpu_millis, **more)  # type: ignore[arg-type]
+    return Node(name, gpus, memory_gi * GI, cpu_millis, **more)
 
 
 def needs(gpus: int = 0, memory_gi: int = 1, cpu_millis: int = 100, **more: object) -> Needs:
-    return Needs(gpus, memory_gi * GI, cpu_millis, **more)  # type: ignore[arg-type]
+    return Needs(gpus, memory_gi * GI, cpu_millis, **more)
 
 
 NODES = st.lists(
@@ -54,7 +54,7 @@ def test_a_chosen_node_has_room_and_a_refusal_means_there_is_none(wanted: Needs,
 @given(NEEDS, NODES, st.randoms(use_true_random=False))
 def test_the_answer_does_not_hang_on_the_order_of_nodes(wanted: Needs, nodes: list[Node], random: object) -> None:
     shuffled = list(nodes)
-    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    random.shuffle(shuffled)
     assert place(wanted, nodes, {}) == place(wanted, shuffled, {})
 
 

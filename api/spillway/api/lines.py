@@ -7,6 +7,7 @@ line that two programs read differently is a line that nobody can check.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -133,8 +134,7 @@ def _object_without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         raise _Refused(ErrorCode.INVALID_JSON, f"an object has more than {MAX_OBJECT_KEYS} keys")
     fields = dict(pairs)
     if len(fields) != len(pairs):
-        seen: set[str] = set()
-        repeated = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        repeated = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
         raise _Refused(ErrorCode.INVALID_JSON, f"the key {_quoted(repeated)} stands twice in one object")
     return fields
 

@@ -21,7 +21,7 @@ class UsageError(SpillwayError):
 
 
 def submit(
-    input: Annotated[  # noqa: A002
+    input: Annotated[  # noqa: A002 - the option's name
         str,
         typer.Argument(
             metavar="INPUT",

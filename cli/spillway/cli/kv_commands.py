@@ -76,7 +76,7 @@ def status(
 def where(
     hashes: HashesArgument = None,
     model: ModelOption = None,
-    input: InputOption = None,  # noqa: A002
+    input: InputOption = None,  # noqa: A002 - the option's name
     line: LineOption = None,
     dtype: DtypeOption = None,
     block_tokens: BlockTokensOption = 16,
@@ -187,7 +187,7 @@ def drop(
 def warm(
     hashes: HashesArgument = None,
     model: ModelOption = None,
-    input: InputOption = None,  # noqa: A002
+    input: InputOption = None,  # noqa: A002 - the option's name
     line: LineOption = None,
     dtype: DtypeOption = None,
     block_tokens: BlockTokensOption = 16,

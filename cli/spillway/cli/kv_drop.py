@@ -92,7 +92,7 @@ def _index_steps(index: SharedIndex, target: KvTarget, starts: list[bytes]) -> l
     for space in found:
         if not target.nodes and not any(node.live for node in space.nodes):
             what = f"identity {space.keys.namespace}: its {len(space.nodes)} dead nodes and all their entries"
-            steps.append(_Step(what, lambda keys=space.keys: f"{remove_namespace(index, keys):,} keys deleted"))  # type: ignore[misc]
+            steps.append(_Step(what, lambda keys=space.keys: f"{remove_namespace(index, keys):,} keys deleted"))  # type: ignore[misc]  # mypy infers no lambda with a default
             continue
         steps += [_node_step(index, target, node) for node in space.nodes]
     return steps

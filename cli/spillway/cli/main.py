@@ -54,7 +54,7 @@ def root(
 @app.command()
 def run(
     model: ModelOption,
-    input: Annotated[Path, typer.Option(help="OpenAI Batch file: one JSON request per line.")],  # noqa: A002
+    input: Annotated[Path, typer.Option(help="OpenAI Batch file: one JSON request per line.")],  # noqa: A002 - the option's name
     output: Annotated[
         Path, typer.Option(help="Where results go, in input order. Progress is kept in OUTPUT.spillway/.")
     ],

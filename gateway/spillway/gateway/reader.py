@@ -70,7 +70,8 @@ class InputFile:
         (UTF-16, gzip), InputChangedError if the file changes meanwhile.
         """
         self._file.seek(0)
-        self._refuse_foreign_formats()
+        self._refuse_foreign_formats(self._file.read(2))
+        self._file.seek(0)
         offset = number = reported = 0
         while piece := self._file.readline(max_bytes + len(_UTF8_BOM) + len(b"\r\n")):
             digest.update(piece)
@@ -137,8 +138,7 @@ class InputFile:
             "Put the former content back and run again to resume, or pass --restart to begin with the new content.",
         )
 
-    def _refuse_foreign_formats(self) -> None:
-        start = self._file.peek(2)[:2]  # type: ignore[attr-defined]
+    def _refuse_foreign_formats(self, start: bytes) -> None:
         if start in (b"\xff\xfe", b"\xfe\xff"):
             raise InputError(f"the input {self.path} is UTF-16", "Convert it to UTF-8.")
         if start == b"\x1f\x8b":

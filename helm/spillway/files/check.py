@@ -29,7 +29,7 @@ def digest(output: bytes) -> str:
 
 def spillway(*arguments: str) -> str:
     """Its standard output; its standard error is ours. Raises CalledProcessError."""
-    return subprocess.run(["spillway", *arguments], check=True, stdout=subprocess.PIPE, text=True).stdout  # noqa: S603, S607
+    return subprocess.run(["spillway", *arguments], check=True, stdout=subprocess.PIPE, text=True).stdout  # noqa: S603, S607 - of this image
 
 
 def answered(model: str, lines: Path, folder: Path) -> str:

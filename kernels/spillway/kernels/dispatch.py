@@ -92,7 +92,7 @@ def flash_prefill(
     Returns:
         ``out``, in q's dtype.
     """
-    return _ops(q).flash_prefill(q, pool, layer, block_tables, query_starts, context_lens, params, out=out, lse=lse)  # type: ignore[no-any-return]
+    return _ops(q).flash_prefill(q, pool, layer, block_tables, query_starts, context_lens, params, out=out, lse=lse)
 
 
 def paged_decode(
@@ -120,7 +120,7 @@ def paged_decode(
     Returns:
         ``out``, in q's dtype.
     """
-    return _ops(q).paged_decode(q, pool, layer, block_tables, context_lens, params, out=out, lse=lse)  # type: ignore[no-any-return]
+    return _ops(q).paged_decode(q, pool, layer, block_tables, context_lens, params, out=out, lse=lse)
 
 
 def cascade_decode(
@@ -145,7 +145,7 @@ def cascade_decode(
     Returns:
         ``out``, in q's dtype.
     """
-    return _ops(q).cascade_decode(q, pool, layer, block_tables, context_lens, shared_tokens, params, out=out, lse=lse)  # type: ignore[no-any-return]
+    return _ops(q).cascade_decode(q, pool, layer, block_tables, context_lens, shared_tokens, params, out=out, lse=lse)
 
 
 def merge_states(
@@ -161,7 +161,7 @@ def merge_states(
     Returns:
         Merged output, in out_a's dtype, and its log-sum-exp.
     """
-    return _ops(out_a).merge_states(out_a, lse_a, out_b, lse_b, out=out, lse=lse)  # type: ignore[no-any-return]
+    return _ops(out_a).merge_states(out_a, lse_a, out_b, lse_b, out=out, lse=lse)
 
 
 def score_sums(
@@ -186,7 +186,7 @@ def score_sums(
     Returns:
         ``sums``.
     """
-    return _ops(q).score_sums(q, pool, layer, block_tables, query_starts, context_lens, lse, params, sums)  # type: ignore[no-any-return]
+    return _ops(q).score_sums(q, pool, layer, block_tables, query_starts, context_lens, lse, params, sums)
 
 
 def write_kv(k: Tensor, v: Tensor, pool: Tensor, layer: int, slots: Tensor, *, kv_scales: Tensor | None = None) -> None:
@@ -248,12 +248,12 @@ def rms_norm(
     Returns:
         ``out``, in x's dtype.
     """
-    return _ops(x).rms_norm(x, weight, eps, residual=residual, out=out)  # type: ignore[no-any-return]
+    return _ops(x).rms_norm(x, weight, eps, residual=residual, out=out)
 
 
 def silu_mul(gate_up: Tensor, *, out: Tensor | None = None) -> Tensor:
     """``silu(gate) * up`` of a fused projection ``[T, 2 I]`` (gate first) as ``[T, I]``."""
-    return _ops(gate_up).silu_mul(gate_up, out=out)  # type: ignore[no-any-return]
+    return _ops(gate_up).silu_mul(gate_up, out=out)
 
 
 def copy_blocks(pool: Tensor, src: Tensor, dst: Tensor) -> None:
@@ -284,9 +284,9 @@ def quantize(blocks: Tensor, quant_format: QuantFormat, *, out: Tensor | None = 
     Returns:
         ``out``: one self-contained row of bytes per block.
     """
-    return _ops(blocks).quantize(blocks, quant_format, out=out)  # type: ignore[no-any-return]
+    return _ops(blocks).quantize(blocks, quant_format, out=out)
 
 
 def dequantize(packed: Tensor, quant_format: QuantFormat, out: Tensor) -> Tensor:
     """Undo `quantize` into ``out [n, layers, 2, kv_heads, block_tokens, head_dim]``, of any of its dtypes."""
-    return _ops(packed).dequantize(packed, quant_format, out)  # type: ignore[no-any-return]
+    return _ops(packed).dequantize(packed, quant_format, out)

@@ -18,6 +18,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from redis import Redis
 
 REDIS_HOST = "10.231.0.1"
 REDIS_PORT = 6379
@@ -193,7 +197,7 @@ class RedisServer:
             else:
                 return
 
-    def client(self):  # type: ignore[no-untyped-def]
+    def client(self) -> Redis:
         """A connection for the driver."""
         from redis import Redis
 

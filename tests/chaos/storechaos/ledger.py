@@ -82,7 +82,7 @@ class Books:
         """Sums over all lives of all workers, by name."""
         summed: Counter[str] = Counter()
         for figures in self._last.values():
-            summed.update(figures)  # type: ignore[arg-type]
+            summed.update(figures)
         return dict(summed)
 
 

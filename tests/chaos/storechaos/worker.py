@@ -169,7 +169,7 @@ class Worker:
         self._store.check()
         figures = flat(self._store.stats())
         figures["defects"] = self._defects.count
-        figures["files"] = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+        figures["files"] = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - counted, not opened
         figures["threads"] = threading.active_count()
         return Reply(counts, figures)
 

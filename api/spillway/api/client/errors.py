@@ -27,7 +27,7 @@ class RefusedError(ClientError):
 
 def retry_after_s(error: grpc.aio.AioRpcError) -> float | None:
     """How long the gateway asks to wait before the call is repeated; None if it does not."""
-    status = rpc_status.from_call(error)  # type: ignore[arg-type]
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # it has what is asked of a Call
     asked = error_details_pb2.RetryInfo()
     for detail in [] if status is None else status.details:
         if detail.Unpack(asked):
@@ -40,7 +40,7 @@ TRANSIENT = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grp
 
 def refusal(error: grpc.aio.AioRpcError) -> RefusedError:
     """The refusal behind a status of the service."""
-    status = rpc_status.from_call(error)  # type: ignore[arg-type]
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # it has what is asked of a Call
     info = error_details_pb2.ErrorInfo()
     for detail in [] if status is None else status.details:
         detail.Unpack(info)

@@ -125,4 +125,4 @@ def resources_of(compiled: Any) -> Resources:
 
 def _run_tool(name: str, *arguments: str) -> str:
     tool = Path(str(triton.backends.nvidia.__file__)).parent / "bin" / name
-    return subprocess.run([tool, *arguments], check=True, capture_output=True, text=True).stdout  # noqa: S603
+    return subprocess.run([tool, *arguments], check=True, capture_output=True, text=True).stdout  # noqa: S603 - a file of Triton

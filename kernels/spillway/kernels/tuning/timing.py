@@ -14,7 +14,7 @@ def graph_ms(calls: Sequence[Callable[[], object]]) -> float:
 
     Give several calls on different data where the data of one would stay in the L2 cache.
     """
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's own lack
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):  # compiles, allocates, warms up: none of it may happen under capture
         for call in [*calls, calls[0]]:
@@ -41,7 +41,7 @@ def _median_ms(run: Callable[[], object]) -> float:
 
 
 def _between(run: Callable[[], object], repeats: int) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]  # torch's own lack
     torch.cuda.synchronize()
     start.record()
     for _ in range(repeats):

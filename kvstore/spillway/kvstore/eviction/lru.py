@@ -25,7 +25,7 @@ class LRU(EvictionPolicy):
         if block in self._order:
             self._order.move_to_end(block)
 
-    def remove(self, block: BlockHash, *, evicted: bool) -> None:  # noqa: ARG002
+    def remove(self, block: BlockHash, *, evicted: bool) -> None:  # noqa: ARG002 - the same for it
         """See `EvictionPolicy.remove`."""
         self._order.pop(block, None)
 

@@ -48,7 +48,7 @@ class PeerTier(Tier):
         self._reports: dict[Peer, list[BlockHash]] = {}
         self._asked: dict[BlockHash, Peer] = {}
 
-    def store(self, header: BlockHeader, stored: Bytes) -> StoreOutcome:  # noqa: ARG002
+    def store(self, header: BlockHeader, stored: Bytes) -> StoreOutcome:  # noqa: ARG002 - whatever it is
         """See `Tier.store`: nothing is accepted."""
         return StoreOutcome.NOT_ACCEPTED
 

@@ -141,7 +141,7 @@ class Prefetcher:
     def _deliver(self, lane: Lane, header: BlockHeader, stored: Bytes) -> MissReason | None:
         return None if self._promote(lane, header, stored) else MissReason.NO_ROOM
 
-    def _ended(self, block: BlockHash, result: MissReason | None, seconds: float) -> None:  # noqa: ARG002
+    def _ended(self, block: BlockHash, result: MissReason | None, seconds: float) -> None:  # noqa: ARG002 - others time it
         with self._lock:
             self._under_way.discard(block)
             self.outcomes[_OUTCOMES.get(result, "failed")] += 1

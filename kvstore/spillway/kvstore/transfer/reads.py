@@ -167,7 +167,7 @@ class ReadQueue:
                 with self._changed:
                     self._urgent -= len(positions)
 
-    def _at_once(self, priority: Priority) -> int:  # noqa: ARG002
+    def _at_once(self, priority: Priority) -> int:  # noqa: ARG002 - batches ask for more
         """How many requests of one batch a thread takes together."""
         return 1
 
