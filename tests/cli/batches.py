@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from spillway.cli.options import Device, Dtype, EngineOptions
 from spillway.cli.run import RunOptions, run
 from spillway.gateway.paths import JobPaths
 
@@ -65,24 +67,22 @@ def write_lines(path: Path, lines: list[Any]) -> Path:
 
 
 def options(model: Path, source: Path, output: Path, **changes: Any) -> RunOptions:
+    """``changes``: fields of `RunOptions` or of its engine."""
     values: dict[str, Any] = {
         "model": str(model),
         "paths": JobPaths(source, output, output.with_name(output.name + ".errors")),
-        "dtype": "float32",
-        "device": "cpu",
+        "dtype": Dtype.FLOAT32,
+        "device": Device.CPU,
         "device_kv_bytes": 16 << 20,
         "host_kv_bytes": 0,
         "disk_kv_bytes": 0,
-        "disk_dir": None,
-        "kv_policy": "plan",
-        "block_tokens": 16,
         "max_batch_tokens": 64,
         "max_sequences": 64,
-        "seed": 0,
         "report": output.with_name(output.name + ".report"),
         "restart": False,
-    }
-    return RunOptions(**(values | changes))
+    } | changes
+    engine = {field.name: values.pop(field.name) for field in fields(EngineOptions) if field.name in values}
+    return RunOptions(EngineOptions(**engine), **values)
 
 
 def run_batch(model: Path, source: Path, output: Path, **changes: Any) -> tuple[bytes, dict[str, Any]]:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from spillway.api.client.target import Target
 from spillway.api.otlp import tracing
-from spillway.cli.engine_options import EngineOptions, default_dtype, describe_tiers, engine_config
+from spillway.cli.engine_options import chosen_dtype, describe_tiers, engine_config
+from spillway.cli.options import EngineOptions
 from spillway.node_agent.agent.agent import AgentConfig, run_agent
 from spillway.node_agent.agent.worker import WorkerConfig
 from spillway.node_agent.checkpoint import Checkpoint
@@ -23,11 +24,11 @@ CPU_LINES = 32
 
 
 @dataclass(frozen=True, slots=True)
-class AgentOptions(EngineOptions):
+class AgentOptions:
     """What the user asked for. `served_model` is the name that jobs ask for."""
 
+    engine: EngineOptions
     sharing: SharingConfig | None
-
     target: Target
     served_model: str
     name: str
@@ -39,15 +40,15 @@ class AgentOptions(EngineOptions):
 def agent(options: AgentOptions) -> None:
     """Serve until SIGTERM or SIGINT. Raises SpillwayError for what keeps it from serving."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    device = pick_device(options.device).type
+    device = pick_device(options.engine.device).type
     with tempfile.TemporaryDirectory(prefix="spillway-kv-") as folder, tracing("spillway-agent") as traces:
         worker = WorkerConfig(
             load=lambda: _load(options, Path(folder)),
-            block_tokens=options.block_tokens,
-            seed=options.seed,
-            keep_kv=options.disk_dir is not None,
+            block_tokens=options.engine.block_tokens,
+            seed=options.engine.seed,
+            keep_kv=options.engine.disk_dir is not None,
         )
-        max_lines = options.max_lines or (CPU_LINES if device == "cpu" else 2 * options.max_sequences)
+        max_lines = options.max_lines or (CPU_LINES if device == "cpu" else 2 * options.engine.max_sequences)
         run_agent(
             AgentConfig(
                 target=options.target,
@@ -64,9 +65,9 @@ def agent(options: AgentOptions) -> None:
 
 def _load(options: AgentOptions, scratch: Path) -> LoadedModel:
     """For the engine's thread."""
-    checkpoint = Checkpoint.open(options.model)
-    dtype = options.dtype or default_dtype(options.device)
-    config = replace(engine_config(options, checkpoint.spec, dtype, scratch), sharing=options.sharing)
+    checkpoint = Checkpoint.open(options.engine.model)
+    dtype = chosen_dtype(options.engine.dtype, options.engine.device)
+    config = replace(engine_config(options.engine, checkpoint.spec, dtype, scratch), sharing=options.sharing)
     loaded = load_engine(checkpoint, checkpoint.digest().hex(), config)
-    log.info("loaded %s as %s; %s", options.model, dtype, describe_tiers(loaded, config))
+    log.info("loaded %s as %s; %s", options.engine.model, dtype, describe_tiers(loaded, config))
     return loaded

@@ -9,27 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spillway.api.errors import SpillwayError
-from spillway.cli.options import (
-    BatchSizeOption,
-    BatchTokensOption,
-    BlockTokensOption,
-    Device,
-    DeviceKvOption,
-    DeviceOption,
-    DiskKvOption,
-    DtypeOption,
-    HostKvOption,
-    KvIndexOption,
-    KvPolicy,
-    KvPolicyOption,
-    ModelOption,
-    PeerTlsCaOption,
-    PeerTlsCertOption,
-    PeerTlsKeyOption,
-    PeerTlsNameOption,
-    PeerTokenFileOption,
-    SeedOption,
-)
+from spillway.cli.flat import flat
+from spillway.cli.options import EngineOptions, KvIndexOption
 from spillway.cli.peer_options import PeerSecrets
 
 if TYPE_CHECKING:
@@ -40,8 +21,9 @@ class AgentUsageError(SpillwayError):
     """Options that do not go together."""
 
 
+@flat
 def agent(
-    model: ModelOption,
+    *,
     gateway: Annotated[
         str,
         typer.Option(
@@ -50,6 +32,7 @@ def agent(
             help="Where lines come from; several over one directory of jobs, separated by commas.",
         ),
     ],
+    engine: EngineOptions,
     served_model: Annotated[
         str | None, typer.Option(help="The model name that jobs ask for. Default: what --model says.")
     ] = None,
@@ -74,11 +57,7 @@ def agent(
     peer_address: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="Where they reach it. Default: what --peer-listen says.")
     ] = "",
-    peer_token_file: PeerTokenFileOption = None,
-    peer_tls_cert: PeerTlsCertOption = None,
-    peer_tls_key: PeerTlsKeyOption = None,
-    peer_tls_ca: PeerTlsCaOption = None,
-    peer_tls_name: PeerTlsNameOption = "",
+    secrets: PeerSecrets,
     peer_fabric: Annotated[
         bool, typer.Option("--peer-fabric", help="Experimental: let blocks travel by NIXL, for RDMA. Not with TLS.")
     ] = False,
@@ -91,20 +70,6 @@ def agent(
         typer.Option(metavar="HOST:PORT", help="Where /healthz, /readyz and /metrics are. Default: nowhere."),
     ] = None,
     grace: Annotated[float, typer.Option(min=1, help="Seconds between SIGTERM and the end, at most.")] = 30.0,
-    dtype: DtypeOption = None,
-    device: DeviceOption = Device.AUTO,
-    device_kv: DeviceKvOption = None,
-    host_kv: HostKvOption = None,
-    disk_kv: DiskKvOption = None,
-    disk_dir: Annotated[
-        Path | None,
-        typer.Option(help="Where KV on disk lives. Given, it is kept and found again by the next agent here."),
-    ] = None,
-    kv_policy: KvPolicyOption = KvPolicy.PLAN,
-    block_tokens: BlockTokensOption = 16,
-    max_batch_tokens: BatchTokensOption = None,
-    max_batch_size: BatchSizeOption = 256,
-    seed: SeedOption = 0,
 ) -> None:
     """Run lines of a gateway's jobs through a model on this machine, until SIGTERM.
 
@@ -119,7 +84,6 @@ def agent(
         raise AgentUsageError("--tls-cert, --tls-key and --tls-server-name need TLS", "Add --tls or --tls-ca.")
     secure = Tls(tls_ca, tls_cert, tls_key) if tls or tls_ca else None
     target = Target(gateway, secure, token_file, tls_server_name)
-    secrets = PeerSecrets(peer_token_file, peer_tls_cert, peer_tls_key, peer_tls_ca, peer_tls_name)
     sharing = _sharing(kv_index, (peer_listen, peer_address, health_listen or ""), secrets, name)
     if sharing and peer_fabric:
         sharing = replace(sharing, peer_fabric=True)
@@ -128,21 +92,10 @@ def agent(
 
     serve_lines(
         AgentOptions(
-            model=model,
-            dtype=dtype.value if dtype else None,
-            device=device.value,
-            device_kv_bytes=device_kv,
-            host_kv_bytes=host_kv,
-            disk_kv_bytes=disk_kv,
-            disk_dir=disk_dir,
-            kv_policy=kv_policy.value,
-            block_tokens=block_tokens,
-            max_batch_tokens=max_batch_tokens,
-            max_sequences=max_batch_size,
-            seed=seed,
+            engine=engine,
             sharing=sharing,
             target=target,
-            served_model=served_model or model,
+            served_model=served_model or engine.model,
             name=name,
             max_lines=max_lines,
             health_listen=health_listen,

@@ -15,24 +15,6 @@ from spillway.api.errors import SpillwayError
 DEFAULT_GATEWAY = "127.0.0.1:7400"
 KEYS = {"gateway": str, "token_file": str, "tls": bool, "tls_ca": str, "tls_cert": str, "tls_key": str}
 
-GatewayOption = Annotated[
-    str | None,
-    typer.Option(
-        "--gateway",
-        metavar="HOST:PORT[,…]",
-        envvar="SPILLWAY_GATEWAY",
-        help="One gateway, or several over one directory. "
-        f"Default: `gateway` in ~/.config/spillway/client.toml, else {DEFAULT_GATEWAY}.",
-    ),
-]
-TokenFileOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--token-file",
-        envvar="SPILLWAY_TOKEN_FILE",
-        help="File with the bearer token. Default: `token_file` in client.toml, else the variable SPILLWAY_TOKEN.",
-    ),
-]
 JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="As `spillway submit` printed it: jobs/ID, or ID.")]
 
@@ -45,8 +27,24 @@ class ClientConfigError(SpillwayError):
 class Connection:
     """What the options said."""
 
-    gateway: str | None
-    token_file: Path | None
+    gateway: Annotated[
+        str | None,
+        typer.Option(
+            "--gateway",
+            metavar="HOST:PORT[,…]",
+            envvar="SPILLWAY_GATEWAY",
+            help="One gateway, or several over one directory. "
+            f"Default: `gateway` in ~/.config/spillway/client.toml, else {DEFAULT_GATEWAY}.",
+        ),
+    ] = None
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--token-file",
+            envvar="SPILLWAY_TOKEN_FILE",
+            help="File with the bearer token. Default: `token_file` in client.toml, else the variable SPILLWAY_TOKEN.",
+        ),
+    ] = None
 
 
 def config_path() -> Path:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from spillway.cli.options import Dtype, EngineOptions
 from spillway.cli.sizes import format_size
 from spillway.kernels import decode_scratch_bytes
 from spillway.node_agent.block_moves import STAGING_BYTES
@@ -15,24 +15,6 @@ from spillway.node_agent.load import DTYPES, DeviceError, EngineConfig, LoadedMo
 from spillway.node_agent.models.spec import DecoderSpec
 
 DEFAULT_DISK_BYTES = 16 << 30
-
-
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
-    """What `run` and `agent` both take; None where a default is to be found out on this machine."""
-
-    model: str
-    dtype: str | None
-    device: str
-    device_kv_bytes: int | None
-    host_kv_bytes: int | None
-    disk_kv_bytes: int | None
-    disk_dir: Path | None
-    kv_policy: str
-    block_tokens: int
-    max_batch_tokens: int | None
-    max_sequences: int
-    seed: int
 
 
 def engine_config(options: EngineOptions, spec: DecoderSpec, dtype: str, default_disk_dir: Path) -> EngineConfig:
@@ -70,7 +52,7 @@ def engine_config(options: EngineOptions, spec: DecoderSpec, dtype: str, default
         disk_dir=(options.disk_dir or default_disk_dir) if disk_kv else None,
         max_batch_tokens=max_batch_tokens,
         max_sequences=options.max_sequences,
-        kv_policy=options.kv_policy,
+        kv_policy=options.kv_policy.value,
     )
 
 
@@ -79,8 +61,10 @@ def _existing(path: Path) -> str:
     return str(next(each for each in (path, *path.absolute().parents) if each.exists()))
 
 
-def default_dtype(device: str) -> str:
-    """Of weights and KV, for a device as people name it. Raises DeviceError."""
+def chosen_dtype(dtype: Dtype | None, device: str) -> str:
+    """Of weights and KV: what was asked for, or the default of a device as people name it. Raises DeviceError."""
+    if dtype is not None:
+        return dtype.value
     return "float32" if pick_device(device).type == "cpu" else "bfloat16"
 
 

@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from spillway.api.errors import SpillwayError
-from spillway.cli.connect import Connection, GatewayOption, JobArgument, JsonOption, TokenFileOption
+from spillway.cli.connect import Connection, JobArgument, JsonOption
+from spillway.cli.flat import flat
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d)")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -20,8 +21,10 @@ class UsageError(SpillwayError):
     """An option that cannot be understood."""
 
 
+@flat
 def submit(
-    input: Annotated[  # noqa: A002 - the option's name
+    *,
+    source: Annotated[
         str,
         typer.Argument(
             metavar="INPUT",
@@ -39,8 +42,7 @@ def submit(
         str, typer.Option(help="Makes a repeated submit the same job. Default: a new one for each call.")
     ] = "",
     wait: Annotated[bool, typer.Option("--watch", help="Watch it until it ends, as `spillway watch` does.")] = False,
-    gateway: GatewayOption = None,
-    token_file: TokenFileOption = None,
+    connection: Connection,
     json: JsonOption = False,
 ) -> None:
     """Submit a batch file to a gateway, and print the name of its job.
@@ -54,28 +56,27 @@ def submit(
     wanted = batch_pb2.Job(model=model, display_name=name, labels=_labels(label or []), priority=priority)
     if deadline is not None:
         wanted.deadline.FromMilliseconds(round((time.time() + duration_s(deadline)) * 1000))
-    connection = Connection(gateway, token_file)
-    accepted = jobs.submit(connection, wanted, input if "://" in input else Path(input), request_id)
+    accepted = jobs.submit(connection, wanted, source if "://" in source else Path(source), request_id)
     print(job_view.as_json(accepted) if json else accepted.name, flush=True)
     if wait:
         raise typer.Exit(jobs.watch(connection, accepted.name, json_lines=json))
 
 
+@flat
 def list_jobs(
+    *,
     limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 50,
-    gateway: GatewayOption = None,
-    token_file: TokenFileOption = None,
+    connection: Connection,
     json: JsonOption = False,
 ) -> None:
     """List jobs, newest first."""
     from spillway.cli import jobs
 
-    jobs.show_jobs(Connection(gateway, token_file), limit, json_lines=json)
+    jobs.show_jobs(connection, limit, json_lines=json)
 
 
-def watch(
-    job: JobArgument, gateway: GatewayOption = None, token_file: TokenFileOption = None, json: JsonOption = False
-) -> None:
+@flat
+def watch(*, job: JobArgument, connection: Connection, json: JsonOption = False) -> None:
     """Watch a job until it ends.
 
     A bar on a terminal, plain lines elsewhere, a line of JSON per change with --json. Ctrl-C leaves the job running.
@@ -83,10 +84,12 @@ def watch(
     """
     from spillway.cli import jobs
 
-    raise typer.Exit(jobs.watch(Connection(gateway, token_file), job, json_lines=json))
+    raise typer.Exit(jobs.watch(connection, job, json_lines=json))
 
 
+@flat
 def results(
+    *,
     job: JobArgument,
     output: Annotated[
         Path | None, typer.Option(help="Where to put them, in input order, once the job has ended. Default: stdout.")
@@ -98,8 +101,7 @@ def results(
         Path | None, typer.Option(help="Without --output: a file that remembers which rows were printed.")
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Wait until the job has ended.")] = False,
-    gateway: GatewayOption = None,
-    token_file: TokenFileOption = None,
+    connection: Connection,
 ) -> None:
     """Fetch the results of a job.
 
@@ -113,35 +115,33 @@ def results(
     if output is not None and cursor is not None:
         raise UsageError("--cursor is for rows on stdout", "Leave out --output or --cursor.")
     files = jobs.ResultFiles(output, errors, cursor, follow)
-    raise typer.Exit(jobs.results(Connection(gateway, token_file), job, files))
+    raise typer.Exit(jobs.results(connection, job, files))
 
 
-def cancel(
-    job: JobArgument, gateway: GatewayOption = None, token_file: TokenFileOption = None, json: JsonOption = False
-) -> None:
+@flat
+def cancel(*, job: JobArgument, connection: Connection, json: JsonOption = False) -> None:
     """Cancel a job: what is done is kept, lines without a result get the code cancelled."""
-    _order("CANCEL", job, Connection(gateway, token_file), json)
+    _order("CANCEL", job, connection, json)
 
 
-def pause(
-    job: JobArgument, gateway: GatewayOption = None, token_file: TokenFileOption = None, json: JsonOption = False
-) -> None:
+@flat
+def pause(*, job: JobArgument, connection: Connection, json: JsonOption = False) -> None:
     """Hand out no further lines of a job until it is resumed; lines that are running are finished."""
-    _order("PAUSE", job, Connection(gateway, token_file), json)
+    _order("PAUSE", job, connection, json)
 
 
-def resume(
-    job: JobArgument, gateway: GatewayOption = None, token_file: TokenFileOption = None, json: JsonOption = False
-) -> None:
+@flat
+def resume(*, job: JobArgument, connection: Connection, json: JsonOption = False) -> None:
     """Go on with a paused job."""
-    _order("RESUME", job, Connection(gateway, token_file), json)
+    _order("RESUME", job, connection, json)
 
 
-def delete(job: JobArgument, gateway: GatewayOption = None, token_file: TokenFileOption = None) -> None:
+@flat
+def delete(*, job: JobArgument, connection: Connection) -> None:
     """Remove a job that has ended, with its input and its results."""
     from spillway.cli import jobs
 
-    jobs.delete(Connection(gateway, token_file), job)
+    jobs.delete(connection, job)
 
 
 def _order(what: str, job: str, connection: Connection, json: bool) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from spillway.api.errors import LineError
 from spillway.api.lines import MAX_LINE_BYTES, parse_line
-from spillway.cli.engine_options import default_dtype
+from spillway.cli.engine_options import chosen_dtype
 from spillway.cli.kv_target import KvError
+from spillway.cli.options import Dtype
 from spillway.kvstore import BlockHash, KVIdentity, block_hash
 from spillway.node_agent.checkpoint import Checkpoint
 from spillway.node_agent.completion import Limits, LineTranslator
@@ -24,7 +25,7 @@ class JobLines:
     model: str
     input: Path
     line: int | None
-    dtype: str | None
+    dtype: Dtype | None
     block_tokens: int
 
 
@@ -46,7 +47,7 @@ def chains_of(job: JobLines) -> tuple[KVIdentity, list[Chain]]:
     """
     checkpoint = Checkpoint.open(job.model)
     spec = checkpoint.spec
-    dtype = job.dtype or default_dtype("auto")
+    dtype = chosen_dtype(job.dtype, "auto")
     identity = kv_identity(spec, checkpoint.digest().hex(), dtype, job.block_tokens)
     limits = Limits(spec.max_positions, sys.maxsize, spec.vocab)
     translator = LineTranslator(Tokenizer.load(checkpoint.folder), limits, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,17 +10,8 @@ import typer
 
 from spillway.api.errors import SpillwayError
 from spillway.cli.connect import JsonOption
-from spillway.cli.options import (
-    BlockTokensOption,
-    Dtype,
-    DtypeOption,
-    KvIndexOption,
-    PeerTlsCaOption,
-    PeerTlsCertOption,
-    PeerTlsKeyOption,
-    PeerTlsNameOption,
-    PeerTokenFileOption,
-)
+from spillway.cli.flat import flat
+from spillway.cli.options import BlockTokensOption, DtypeOption, KvIndexOption
 from spillway.cli.peer_options import PeerSecrets
 
 if TYPE_CHECKING:
@@ -36,30 +28,65 @@ kv = typer.Typer(
 HashesArgument = Annotated[
     list[str] | None, typer.Argument(metavar="[HASH]...", help="Block hashes, or their first 8 hex digits or more.")
 ]
-DiskDirOption = Annotated[Path | None, typer.Option(help="A --disk-dir of agents or runs on this machine.")]
-IdentityOption = Annotated[
-    str,
-    typer.Option(help="Only blocks of this identity (model, dtype, …), as `kv status` shows it, or its start."),
-]
 NodeOption = Annotated[list[str] | None, typer.Option(help="Only this node. Repeat it for more.")]
-ModelOption = Annotated[str | None, typer.Option(help="With --input: the checkpoint that the agents run.")]
-InputOption = Annotated[Path | None, typer.Option(help="Blocks of the prompts in this OpenAI Batch file.")]
-LineOption = Annotated[int | None, typer.Option(min=1, help="Only of this line of it, counted from 1.")]
-NO_SECRETS = PeerSecrets(None, None, None, None, "")
+NO_SECRETS = PeerSecrets()
 
 
 class KvUsageError(SpillwayError):
     """Options that do not go together."""
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which store, and whose blocks in it."""
+
+    index_url: KvIndexOption = None
+    disk_dir: Annotated[
+        Path | None, typer.Option("--disk-dir", help="A --disk-dir of agents or runs on this machine.")
+    ] = None
+    identity: Annotated[
+        str,
+        typer.Option(
+            "--identity",
+            help="Only blocks of this identity (model, dtype, …), as `kv status` shows it, or its start.",
+        ),
+    ] = ""
+
+    def target(self, node: list[str] | None, secrets: PeerSecrets) -> KvTarget:
+        """What of it a command is about."""
+        from spillway.cli.kv_target import KvTarget
+
+        return KvTarget(self.index_url, self.disk_dir, self.identity, tuple(node or ()), secrets)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """A job's prompts, in place of hashes."""
+
+    model: Annotated[str | None, typer.Option("--model", help="With --input: the checkpoint that the agents run.")] = (
+        None
+    )
+    input: Annotated[Path | None, typer.Option("--input", help="Blocks of the prompts in this OpenAI Batch file.")] = (
+        None
+    )
+    line: Annotated[int | None, typer.Option("--line", min=1, help="Only of this line of it, counted from 1.")] = None
+    dtype: DtypeOption = None
+    block_tokens: BlockTokensOption = 16
+
+    def lines(self) -> JobLines | None:
+        """None if nothing was said of a job. Raises KvUsageError."""
+        if self.model is None and self.input is None and self.line is None:
+            return None
+        if self.model is None or self.input is None:
+            raise KvUsageError("blocks of a job take the model and its input", "Give --model and --input.")
+        from spillway.cli.kv_chains import JobLines
+
+        return JobLines(self.model, self.input, self.line, self.dtype, self.block_tokens)
+
+
 @kv.command()
-def status(
-    kv_index: KvIndexOption = None,
-    disk_dir: DiskDirOption = None,
-    identity: IdentityOption = "",
-    node: NodeOption = None,
-    json: JsonOption = False,
-) -> None:
+@flat
+def status(*, place: Place, node: NodeOption = None, json: JsonOption = False) -> None:
     """Show who has which blocks.
 
     From the index: nodes with their leases and generations, blocks and bytes by tier, entries of the dead that await
@@ -68,23 +95,12 @@ def status(
     """
     from spillway.cli import kv_status
 
-    target = _target(kv_index, disk_dir, identity, node, NO_SECRETS)
-    raise typer.Exit(kv_status.status(target, as_json=json))
+    raise typer.Exit(kv_status.status(place.target(node, NO_SECRETS), as_json=json))
 
 
 @kv.command()
-def where(
-    hashes: HashesArgument = None,
-    model: ModelOption = None,
-    input: InputOption = None,  # noqa: A002 - the option's name
-    line: LineOption = None,
-    dtype: DtypeOption = None,
-    block_tokens: BlockTokensOption = 16,
-    kv_index: KvIndexOption = None,
-    disk_dir: DiskDirOption = None,
-    identity: IdentityOption = "",
-    json: JsonOption = False,
-) -> None:
+@flat
+def where(*, hashes: HashesArgument = None, prompts: Prompts, place: Place, json: JsonOption = False) -> None:
     """Show where blocks are: by hash, or those of a job's prompts.
 
     With --model and --input the prompts are tokenized and their blocks named as agents with the same --dtype and
@@ -92,8 +108,7 @@ def where(
     """
     from spillway.cli import kv_where
 
-    target = _target(kv_index, disk_dir, identity, None, NO_SECRETS)
-    job = _job(model, input, line, dtype, block_tokens)
+    target, job = place.target(None, NO_SECRETS), prompts.lines()
     if (job is None) == (not hashes):
         raise KvUsageError("which blocks?", "Give hashes, or --model and --input.")
     if job is not None:
@@ -102,17 +117,13 @@ def where(
 
 
 @kv.command()
+@flat
 def verify(
+    *,
     hashes: HashesArgument = None,
-    kv_index: KvIndexOption = None,
-    disk_dir: DiskDirOption = None,
-    identity: IdentityOption = "",
+    place: Place,
     node: NodeOption = None,
-    peer_token_file: PeerTokenFileOption = None,
-    peer_tls_cert: PeerTlsCertOption = None,
-    peer_tls_key: PeerTlsKeyOption = None,
-    peer_tls_ca: PeerTlsCaOption = None,
-    peer_tls_name: PeerTlsNameOption = "",
+    secrets: PeerSecrets,
     json: JsonOption = False,
 ) -> None:
     """Read blocks and check their names, lengths and checksums.
@@ -123,23 +134,18 @@ def verify(
     """
     from spillway.cli.kv_verify import Verification
 
-    secrets = PeerSecrets(peer_token_file, peer_tls_cert, peer_tls_key, peer_tls_ca, peer_tls_name)
-    target = _target(kv_index, disk_dir, identity, node, secrets)
+    target = place.target(node, secrets)
     raise typer.Exit(Verification(target, tuple(hashes or ()), scrub=False, as_json=json).run())
 
 
 @kv.command()
+@flat
 def scrub(
+    *,
     hashes: HashesArgument = None,
-    kv_index: KvIndexOption = None,
-    disk_dir: DiskDirOption = None,
-    identity: IdentityOption = "",
+    place: Place,
     node: NodeOption = None,
-    peer_token_file: PeerTokenFileOption = None,
-    peer_tls_cert: PeerTlsCertOption = None,
-    peer_tls_key: PeerTlsKeyOption = None,
-    peer_tls_ca: PeerTlsCaOption = None,
-    peer_tls_name: PeerTlsNameOption = "",
+    secrets: PeerSecrets,
     json: JsonOption = False,
 ) -> None:
     """Verify blocks where they are, and withdraw the damaged ones.
@@ -149,23 +155,18 @@ def scrub(
     """
     from spillway.cli.kv_verify import Verification
 
-    secrets = PeerSecrets(peer_token_file, peer_tls_cert, peer_tls_key, peer_tls_ca, peer_tls_name)
-    target = _target(kv_index, disk_dir, identity, node, secrets)
+    target = place.target(node, secrets)
     raise typer.Exit(Verification(target, tuple(hashes or ()), scrub=True, as_json=json).run())
 
 
 @kv.command()
+@flat
 def drop(
+    *,
     hashes: HashesArgument = None,
-    kv_index: KvIndexOption = None,
-    disk_dir: DiskDirOption = None,
-    identity: IdentityOption = "",
+    place: Place,
     node: NodeOption = None,
-    peer_token_file: PeerTokenFileOption = None,
-    peer_tls_cert: PeerTlsCertOption = None,
-    peer_tls_key: PeerTlsKeyOption = None,
-    peer_tls_ca: PeerTlsCaOption = None,
-    peer_tls_name: PeerTlsNameOption = "",
+    secrets: PeerSecrets,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     json: JsonOption = False,
 ) -> None:
@@ -178,26 +179,18 @@ def drop(
     """
     from spillway.cli import kv_drop
 
-    secrets = PeerSecrets(peer_token_file, peer_tls_cert, peer_tls_key, peer_tls_ca, peer_tls_name)
-    target = _target(kv_index, disk_dir, identity, node, secrets)
-    raise typer.Exit(kv_drop.drop(target, hashes or [], sure=yes, as_json=json))
+    raise typer.Exit(kv_drop.drop(place.target(node, secrets), hashes or [], sure=yes, as_json=json))
 
 
 @kv.command()
+@flat
 def warm(
+    *,
     hashes: HashesArgument = None,
-    model: ModelOption = None,
-    input: InputOption = None,  # noqa: A002 - the option's name
-    line: LineOption = None,
-    dtype: DtypeOption = None,
-    block_tokens: BlockTokensOption = 16,
+    prompts: Prompts,
     kv_index: KvIndexOption = None,
     node: NodeOption = None,
-    peer_token_file: PeerTokenFileOption = None,
-    peer_tls_cert: PeerTlsCertOption = None,
-    peer_tls_key: PeerTlsKeyOption = None,
-    peer_tls_ca: PeerTlsCaOption = None,
-    peer_tls_name: PeerTlsNameOption = "",
+    secrets: PeerSecrets,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that one node may take.")] = 60.0,
     json: JsonOption = False,
 ) -> None:
@@ -208,27 +201,5 @@ def warm(
     """
     from spillway.cli import kv_warm
 
-    secrets = PeerSecrets(peer_token_file, peer_tls_cert, peer_tls_key, peer_tls_ca, peer_tls_name)
-    target = _target(kv_index, None, "", node, secrets)
-    job = _job(model, input, line, dtype, block_tokens)
-    raise typer.Exit(kv_warm.warm(target, hashes or [], job, timeout_s=timeout, as_json=json))
-
-
-def _target(
-    url: str | None, disk_dir: Path | None, identity: str, node: list[str] | None, secrets: PeerSecrets
-) -> KvTarget:
-    from spillway.cli.kv_target import KvTarget
-
-    return KvTarget(url, disk_dir, identity, tuple(node or ()), secrets)
-
-
-def _job(
-    model: str | None, path: Path | None, line: int | None, dtype: Dtype | None, block_tokens: int
-) -> JobLines | None:
-    if model is None and path is None and line is None:
-        return None
-    if model is None or path is None:
-        raise KvUsageError("blocks of a job take the model and its input", "Give --model and --input.")
-    from spillway.cli.kv_chains import JobLines
-
-    return JobLines(model, path, line, dtype.value if dtype else None, block_tokens)
+    target = Place(kv_index).target(node, secrets)
+    raise typer.Exit(kv_warm.warm(target, hashes or [], prompts.lines(), timeout_s=timeout, as_json=json))

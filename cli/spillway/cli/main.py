@@ -12,25 +12,11 @@ import typer
 from spillway.api.errors import SpillwayError
 from spillway.cli import job_commands
 from spillway.cli.agent_command import agent
+from spillway.cli.flat import flat
 from spillway.cli.job_commands import duration_s
 from spillway.cli.kv_commands import kv
 from spillway.cli.operator import operator
-from spillway.cli.options import (
-    BatchSizeOption,
-    BatchTokensOption,
-    BlockTokensOption,
-    Device,
-    DeviceKvOption,
-    DeviceOption,
-    DiskKvOption,
-    Dtype,
-    DtypeOption,
-    HostKvOption,
-    KvPolicy,
-    KvPolicyOption,
-    ModelOption,
-    SeedOption,
-)
+from spillway.cli.options import Dtype, EngineOptions
 from spillway.cli.sizes import parse_size
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
@@ -52,32 +38,17 @@ def root(
 
 
 @app.command()
+@flat
 def run(
-    model: ModelOption,
-    input: Annotated[Path, typer.Option(help="OpenAI Batch file: one JSON request per line.")],  # noqa: A002 - the option's name
+    *,
+    source: Annotated[Path, typer.Option("--input", help="OpenAI Batch file: one JSON request per line.")],
     output: Annotated[
         Path, typer.Option(help="Where results go, in input order. Progress is kept in OUTPUT.spillway/.")
     ],
     errors: Annotated[
         Path | None, typer.Option(help="Where refused lines go. Default: OUTPUT with .errors before its ending.")
     ] = None,
-    dtype: DtypeOption = None,
-    device: DeviceOption = Device.AUTO,
-    device_kv: DeviceKvOption = None,
-    host_kv: HostKvOption = None,
-    disk_kv: DiskKvOption = None,
-    disk_dir: Annotated[
-        Path | None,
-        typer.Option(
-            help="Where KV on disk lives. Given, it is kept and found again by later runs; "
-            "else it lies in the job's folder and goes with it."
-        ),
-    ] = None,
-    kv_policy: KvPolicyOption = KvPolicy.PLAN,
-    block_tokens: BlockTokensOption = 16,
-    max_batch_tokens: BatchTokensOption = None,
-    max_batch_size: BatchSizeOption = 256,
-    seed: SeedOption = 0,
+    engine: EngineOptions,
     report: Annotated[Path | None, typer.Option(help="Write what happened, as JSON.")] = None,
     restart: Annotated[
         bool, typer.Option("--restart", help="Throw away what an earlier run of this job left, its output included.")
@@ -92,29 +63,12 @@ def run(
     from spillway.gateway.paths import JobPaths
 
     errors = errors or output.with_name(f"{output.stem}.errors{output.suffix}")
-    paths = JobPaths(input, output, errors)
+    paths = JobPaths(source, output, errors)
     paths.resolved().check()
     from spillway.cli.run import RunOptions
     from spillway.cli.run import run as run_job
 
-    options = RunOptions(
-        model=model,
-        paths=paths,
-        dtype=dtype.value if dtype else None,
-        device=device.value,
-        device_kv_bytes=device_kv,
-        host_kv_bytes=host_kv,
-        disk_kv_bytes=disk_kv,
-        disk_dir=disk_dir,
-        kv_policy=kv_policy.value,
-        block_tokens=block_tokens,
-        max_batch_tokens=max_batch_tokens,
-        max_sequences=max_batch_size,
-        seed=seed,
-        report=report,
-        restart=restart,
-    )
-    raise typer.Exit(run_job(options))
+    raise typer.Exit(run_job(RunOptions(engine, paths, report, restart)))
 
 
 @app.command()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from spillway.api.errors import SpillwayError
 
@@ -20,11 +22,29 @@ class PeerUsageError(SpillwayError):
 class PeerSecrets:
     """Files; None where nothing was said."""
 
-    token: Path | None
-    certificate: Path | None
-    key: Path | None
-    authority: Path | None
-    name: str
+    token: Annotated[
+        Path | None,
+        typer.Option(
+            "--peer-token-file", help="File with the secret that agents share among themselves, 16 bytes or more."
+        ),
+    ] = None
+    certificate: Annotated[
+        Path | None,
+        typer.Option("--peer-tls-cert", help="Certificate that we show to agents' block servers, PEM."),
+    ] = None
+    key: Annotated[Path | None, typer.Option("--peer-tls-key", help="Its private key, PEM.")] = None
+    authority: Annotated[
+        Path | None,
+        typer.Option(
+            "--peer-tls-ca", help="The authority that certifies all agents' block servers and their callers, PEM."
+        ),
+    ] = None
+    name: Annotated[
+        str,
+        typer.Option(
+            "--peer-tls-name", help="The name in those certificates. Default: the host of each agent's address."
+        ),
+    ] = ""
 
     def read_token(self) -> bytes:
         """The secret; empty without a file. Raises PeerUsageError."""

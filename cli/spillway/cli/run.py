@@ -19,7 +19,8 @@ from spillway.api.errors import SpillwayError
 from spillway.api.otlp import tracing
 from spillway.api.tracing import TRACEPARENT_VARIABLE, Attribute, OpenSpan
 from spillway.cli.drive import Driver, Tally
-from spillway.cli.engine_options import EngineOptions, default_dtype, describe_tiers, engine_config
+from spillway.cli.engine_options import chosen_dtype, describe_tiers, engine_config
+from spillway.cli.options import EngineOptions
 from spillway.cli.progress import RunProgress
 from spillway.cli.report import LineCounts, RunReport
 from spillway.gateway.job import Job
@@ -35,9 +36,10 @@ KV_FOLDER = "kv"
 
 
 @dataclass(frozen=True, slots=True)
-class RunOptions(EngineOptions):
+class RunOptions:
     """What the user asked for."""
 
+    engine: EngineOptions
     paths: JobPaths
     report: Path | None
     restart: bool
@@ -83,16 +85,16 @@ def run(options: RunOptions) -> int:
         except SpillwayError as error:
             whole.end(error=error.message)
             raise
-        whole.end({"spillway.exit_status": status, "gen_ai.request.model": options.model})
+        whole.end({"spillway.exit_status": status, "gen_ai.request.model": options.engine.model})
         return status
 
 
 def _run(options: RunOptions, whole: OpenSpan) -> int:
     console = Console(stderr=True)
-    checkpoint = Checkpoint.open(options.model)
-    dtype = options.dtype or default_dtype(options.device)
+    checkpoint = Checkpoint.open(options.engine.model)
+    dtype = chosen_dtype(options.engine.dtype, options.engine.device)
     digest = checkpoint.digest().hex()
-    job_options = JobOptions(digest, dtype, options.seed, restart=options.restart)
+    job_options = JobOptions(digest, dtype, options.engine.seed, restart=options.restart)
     checking = whole.child("validate")
     with Job.open(options.paths, job_options) as job:
         counts = job.counts()
@@ -105,7 +107,7 @@ def _run(options: RunOptions, whole: OpenSpan) -> int:
             return 0
         state = f"{counts.completed} already done, " if job.resumed else ""
         console.print(
-            f"spillway: {counts.total} lines, {state}{counts.failed} refused; loading {options.model} as {dtype}"
+            f"spillway: {counts.total} lines, {state}{counts.failed} refused; loading {options.engine.model} as {dtype}"
         )
         if counts.pending:
             running = whole.child("run")
@@ -121,25 +123,25 @@ def _run_job(options: RunOptions, checkpoint: Checkpoint, digest: str, dtype: st
     before, stop = job.counts(), StopSignal()
     with stop.installed():
         started = time.monotonic()
-        config = engine_config(options, checkpoint.spec, dtype, job.paths.directory / KV_FOLDER)
-        config = replace(config, private=not (config.disk_kv_bytes and options.disk_dir))
+        config = engine_config(options.engine, checkpoint.spec, dtype, job.paths.directory / KV_FOLDER)
+        config = replace(config, private=not (config.disk_kv_bytes and options.engine.disk_dir))
         loaded = load_engine(checkpoint, digest, config)
         load_s = time.monotonic() - started
         console.print(f"spillway: {describe_tiers(loaded, config)}")
         started = time.monotonic()
         try:
-            tally = _drive(job, loaded, options.seed, stop)
+            tally = _drive(job, loaded, options.engine.seed, stop)
         finally:
             run_s = time.monotonic() - started
             # What the device holds is worth keeping only where a later run can find it.
-            loaded.engine.close(keep=config.disk_kv_bytes > 0 and (options.disk_dir is not None or stop.stopped))
+            loaded.engine.close(keep=config.disk_kv_bytes > 0 and (options.engine.disk_dir is not None or stop.stopped))
         counts = job.counts()
         if not counts.pending:
             job.seal()
-            if options.disk_dir is None:  # blocks nobody asked to keep
+            if options.engine.disk_dir is None:  # blocks nobody asked to keep
                 shutil.rmtree(job.paths.directory / KV_FOLDER, ignore_errors=True)
     report = RunReport(
-        model=options.model,
+        model=options.engine.model,
         dtype=dtype,
         device=config.device,
         lines=LineCounts(
