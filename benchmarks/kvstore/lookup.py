@@ -129,7 +129,7 @@ def measure(placement: str, parts: Parts, chains: Sequence[Sequence[BlockHash]])
     }  # fmt: skip
 
 
-def asked_with(reader: RedisIndex, client: Redis, chain: Sequence[BlockHash]) -> tuple[int, int]:  # type: ignore[type-arg]
+def asked_with(reader: RedisIndex, client: Redis, chain: Sequence[BlockHash]) -> tuple[int, int]:
     """Round trips and bytes of one look-up; more, if the node renewed its lease meanwhile."""
     calls, sent = reader.stats().calls["answered"], client.info("stats")["total_net_input_bytes"]
     reader.longest_prefix(chain, (PEER,))
@@ -138,7 +138,7 @@ def asked_with(reader: RedisIndex, client: Redis, chain: Sequence[BlockHash]) ->
 
 
 def rounds(
-    client: Redis,  # type: ignore[type-arg]
+    client: Redis,
     reader: RedisIndex,
     remembers: RedisIndex,
     chains: Sequence[Sequence[BlockHash]],

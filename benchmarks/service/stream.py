@@ -140,7 +140,7 @@ class ReadyMessages(batch_pb2_grpc.BatchServiceServicer):
         indices = range(500_000, 500_000 + rows)
         self._message = batch_pb2.StreamResultsResponse(rows=row * rows, cursor="ffffffff-0123", indices=indices)
 
-    async def StreamResults(self, request: Any, context: Any) -> AsyncIterator[batch_pb2.StreamResultsResponse]:  # noqa: N802, ARG002
+    async def StreamResults(self, request: Any, context: Any) -> AsyncIterator[batch_pb2.StreamResultsResponse]:  # noqa: N802, ARG002 - the proto's
         for _ in range(int(request.name)):
             yield self._message
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from agent_processes import Jobs, Processes, answers, free_port, listening, metric, page, processes, ready, until
 from certificates import Authority
+from commands import refused
 from typer.testing import CliRunner
 
 from spillway.cli.main import app
@@ -230,22 +231,7 @@ def test_blocks_of_one_agent_serve_another_and_people_find_them(
 
 
 def test_what_is_wrong_with_the_command_is_said(model: Path, tmp_path: Path) -> None:
-    def refused(*more: str) -> str:
-        command = [
-            sys.executable,
-            "-m",
-            "spillway.cli.main",
-            "agent",
-            "--model",
-            str(model),
-            "--gateway",
-            "127.0.0.1:1",
-        ]
-        ended = subprocess.run([*command, *more], capture_output=True, text=True, timeout=200, check=False)
-        assert ended.returncode == 1, ended.stderr
-        assert "Traceback" not in ended.stderr
-        return ended.stderr
-
-    assert "cannot be read" in refused("--token-file", str(tmp_path / "nothing"))
-    assert "--tls" in refused("--tls-cert", str(tmp_path / "x"))
-    assert "HOST:PORT" in refused("--health-listen", "127.0.0.1:0x")
+    command = ["agent", "--model", model, "--gateway", "127.0.0.1:1"]
+    assert "cannot be read" in refused(*command, "--token-file", tmp_path / "nothing")
+    assert "--tls" in refused(*command, "--tls-cert", tmp_path / "x")
+    assert "HOST:PORT" in refused(*command, "--health-listen", "127.0.0.1:0x")

@@ -51,7 +51,7 @@ def test_each_group_gets_its_fields_whatever_their_names_and_order() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "wrong"),
-    [(("a",), "--from"), (("a", "--from", "x", "--limit", "0"), "--limit"), (("--from", "x"), "NAMES")],
+    [(("a",), "--from"), (("a", "--from", "x", "--limit", "0"), "--limit")],
 )
 def test_wrong_options_are_named_as_people_write_them(arguments: tuple[str, ...], wrong: str) -> None:
     result = CliRunner().invoke(app, arguments)

@@ -13,6 +13,7 @@ import torch
 from batches import bodies, mixed_lines, options, run_batch, write_lines
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from spillway.cli.options import KvPolicy
 from spillway.cli.run import run
 
 # One block of the tiny Llama: 3 layers, K and V, 2 heads, 16 tokens, 16 dims, 4 bytes.
@@ -91,7 +92,7 @@ def test_by_what_kv_is_kept_changes_nothing_but_what_is_written(
     """KV of the job alone, in its own folder: by the plan only what a preempted or a coming line needs is written."""
     budgets = {"device_kv_bytes": SMALL_POOL, "host_kv_bytes": 12 * (BLOCK_BYTES + 4096), "disk_kv_bytes": 32 << 20}
     stores = {}
-    for policy in ("plan", "arc", "lru"):
+    for policy in KvPolicy:
         output, report = run_batch(model, source, tmp_path / f"{policy}.jsonl", kv_policy=policy, **budgets)
         assert output == quiet
         stores[policy] = report["store"]

@@ -50,7 +50,7 @@ async def test_the_trace_of_a_job_hangs_on_the_call_that_submitted_it(tmp_path: 
     async with serving(tmp_path, traces=Traces(spans.append)) as client:
         name = await submit(client)
         leased = await client.lease(6)
-        mine = SpanContext(SpanContext.parse(CALLER).trace_id, 7)  # type: ignore[union-attr]
+        mine = SpanContext(SpanContext.parse(CALLER).trace_id, 7)
         results = [worker_pb2.CompleteRequest.Result(index=line.index, body=b"{}") for line in leased.lines]
         complete = worker_pb2.CompleteRequest(job=name, lease=leased.lease, results=results)
         await client.worker.Complete(complete, metadata=(("traceparent", str(mine)),))

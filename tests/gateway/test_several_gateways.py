@@ -322,7 +322,7 @@ async def test_while_nobody_answers_a_call_is_told_to_come_back(tmp_path: Path) 
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await client.get("jobs/0")
         assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
-        found = rpc_status.from_call(raised.value)  # type: ignore[arg-type]
+        found = rpc_status.from_call(raised.value)
         assert found is not None
         info, wait = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
         assert found.details[0].Unpack(info)

@@ -271,7 +271,7 @@ def gateway_arguments(objects: list[dict[str, Any]]) -> list[str]:
 def serve_options(arguments: list[str]) -> dict[str, Any]:
     """As `spillway serve` understands them."""
     assert arguments[0] == "serve"
-    command = typer.main.get_command(app).commands["serve"]  # type: ignore[attr-defined] - a group, since app has commands
+    command = typer.main.get_command(app).commands["serve"]
     options: dict[str, Any] = command.make_context("serve", arguments[1:]).params
     return options
 

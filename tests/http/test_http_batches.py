@@ -315,7 +315,7 @@ def test_output_files_are_kept_for_as_long_as_was_asked(tmp_path: Path) -> None:
                         input_file_id=file,
                         endpoint="/v1/completions",
                         completion_window="24h",
-                        output_expires_after=expiry,  # type: ignore[arg-type]
+                        output_expires_after=expiry,
                     )
                 assert (refused.value.code, refused.value.param) == ("invalid_argument", param)
     folder = tmp_path / "jobs" / "jobs" / name.removeprefix("batch_")

@@ -170,7 +170,7 @@ def test_a_file_and_the_batches_made_of_it_count_once(door: Door) -> None:
     with door.client("token-of-once") as client:
         file = door.upload(content, "token-of-once")
         wanted = {"input_file_id": file, "endpoint": "/v1/completions", "completion_window": "24h"}
-        batches = [client.batches.create(**wanted).id for _ in range(2)]  # type: ignore[call-overload]
+        batches = [client.batches.create(**wanted).id for _ in range(2)]
         (stored,) = set(inputs.iterdir()) - before
         assert stored.stat().st_nlink == 4
         with pytest.raises(openai.RateLimitError) as refused:

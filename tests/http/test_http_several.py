@@ -42,7 +42,7 @@ def owns(door: Door) -> float:
 
 def most_resident_bytes(door: Door) -> int:
     status = Path(f"/proc/{door.process.pid}/status").read_text()
-    return int(re.search(r"^VmHWM:\s+(\d+)", status, re.MULTILINE)[1]) << 10  # type: ignore[index]
+    return int(re.search(r"^VmHWM:\s+(\d+)", status, re.MULTILINE)[1]) << 10
 
 
 def test_openais_client_needs_not_know_who_has_the_jobs(doors: tuple[Door, Door]) -> None:
@@ -87,7 +87,7 @@ def test_pages_of_others_are_kept_out_at_either(doors: tuple[Door, Door]) -> Non
 def test_a_request_cannot_name_another_host(doors: tuple[Door, Door], target: str) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", doors[1].port, timeout=60)
     connection.putrequest("GET", "/")
-    connection._buffer[0] = f"GET {target} HTTP/1.1".encode()  # type: ignore[attr-defined]
+    connection._buffer[0] = f"GET {target} HTTP/1.1".encode()
     connection.putheader("Authorization", "Bearer token-of-a")
     connection.endheaders()
     assert connection.getresponse().status in (400, 404)

@@ -220,4 +220,4 @@ def test_nothing_waits_for_the_disk_to_take_what_the_plan_does_not_know(tmp_path
         assert [store.contains(name(number)) for number in (0, 1, 9)] == [True] * 3
         assert store.stats().tiers["disk"].drops["not_needed"] > 0
         assert store.stats().put_drops == 0
-        store._parts.own[0].heal()  # type: ignore[attr-defined]
+        store._parts.own[0].heal()

@@ -43,7 +43,7 @@ def pretend_cuda() -> None:
     dispatch._modules["cpu"] = ops
     dispatch._FORCED = "triton"
     for module in (decoder_module, weights_module):
-        module.compute_dtype = lambda _device, dtype: dtype  # type: ignore[attr-defined]
+        module.compute_dtype = lambda _device, dtype: dtype
     weights_module.make_linear = linear_as_on_cuda
 
 

@@ -47,7 +47,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     read = WeightReader.view
 
     def read_in_earnest(self: WeightReader, name: str) -> torch.Tensor:
-        with unset_fake_temporarily():  # type: ignore[no-untyped-call]
+        with unset_fake_temporarily():
             return read(self, name)
 
     monkeypatch.setattr(WeightReader, "view", read_in_earnest)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoConfig
 
 from spillway.node_agent.checkpoint import load_config
 from spillway.node_agent.models.registry import spec_of
@@ -100,6 +101,25 @@ def test_published_sizes(
     assert found.head_dim == head_dim
     assert set(found.windows) == {window}
     assert found.max_positions == config["max_position_embeddings"]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LLAMA_2_7B,
+        LLAMA_31_8B,
+        MISTRAL_7B_V01,
+        QWEN25_05B,
+        QWEN3_06B,
+        {**LLAMA_2_7B, "num_key_value_heads": 8, "head_dim": 64, "attention_bias": True, "mlp_bias": True},
+        {**LLAMA_2_7B, "rope_parameters": {"rope_type": "yarn", "rope_theta": 5e4, "factor": 4.0}},
+        {**QWEN25_05B, "use_sliding_window": True},
+        *({"model_type": family} for family in ("llama", "mistral", "qwen2", "qwen3")),
+    ],
+    ids=lambda config: f"{config['model_type']}-{len(config)}",
+)
+def test_a_config_means_what_it_means_to_transformers(tmp_path: Path, config: dict[str, Any]) -> None:
+    assert spec(tmp_path, config) == spec_of(AutoConfig.from_pretrained(tmp_path))
 
 
 def test_rotation_that_would_change_with_the_length_bounds_the_context(tmp_path: Path) -> None:

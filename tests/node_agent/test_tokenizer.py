@@ -16,6 +16,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from spillway.node_agent.checkpoint import load_config
 from spillway.node_agent.models.errors import ChatTemplateError, TokenizerError
 from spillway.node_agent.tokenizer import Detokenizer, Tokenizer
 
@@ -116,7 +117,7 @@ def test_the_bytes_of_the_tokens_are_the_bytes_of_the_text(text: str) -> None:
 
 def test_prompts_and_chats_are_encoded_as_transformers_does(tiny_checkpoint: Callable[..., Path]) -> None:
     folder = tiny_checkpoint("llama")
-    ours, reference = Tokenizer.load(folder), AutoTokenizer.from_pretrained(folder)
+    ours, reference = Tokenizer.load(folder, load_config(folder)), AutoTokenizer.from_pretrained(folder)
     text = "The quick brown fox, naïve: 数値 🙂"
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": text}]
     assert ours.encode(text) == reference(text)["input_ids"]
@@ -179,7 +180,7 @@ def test_what_ends_a_sequence(
     (folder / "generation_config.json").unlink()
     if generation is not None:
         (folder / "generation_config.json").write_text(json.dumps(generation))
-    assert Tokenizer.load(folder).eos_ids == expected
+    assert Tokenizer.load(folder, load_config(folder)).eos_ids == expected
 
 
 def test_a_folder_without_a_usable_tokenizer_is_a_typed_error(
@@ -188,10 +189,10 @@ def test_a_folder_without_a_usable_tokenizer_is_a_typed_error(
     folder = shutil.copytree(tiny_checkpoint("llama"), tmp_path / "model")
     (folder / "generation_config.json").write_text('{"eos_token_id": "two"}')
     with pytest.raises(TokenizerError, match="eos_token_id"):
-        Tokenizer.load(folder)
+        Tokenizer.load(folder, load_config(folder))
     (folder / "tokenizer.json").write_text("{ not json")
     with pytest.raises(TokenizerError):
-        Tokenizer.load(folder)
+        Tokenizer.load(folder, load_config(folder))
     (folder / "tokenizer.json").unlink()
     with pytest.raises(TokenizerError):
-        Tokenizer.load(folder)
+        Tokenizer.load(folder, load_config(folder))

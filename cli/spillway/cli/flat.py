@@ -15,7 +15,7 @@ def flat(command: Callable[..., None]) -> Callable[..., None]:
     A field is annotated as a parameter would be, and spells its option out: two groups may have fields of one name.
     """
     hints = get_type_hints(command, include_extras=True)
-    groups = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    groups = {name: hint for name, hint in hints.items() if isinstance(hint, type) and is_dataclass(hint)}
     parameters: list[inspect.Parameter] = []
     for parameter in inspect.signature(command).parameters.values():
         if parameter.name in groups:

@@ -15,6 +15,7 @@ from spillway.api.client.errors import ClientError
 from spillway.api.tracing import TRACEPARENT_VARIABLE
 from spillway.cli.connect import Connection, job_name, target
 from spillway.cli.job_view import Watching, as_json, is_final, print_table, state, summary
+from spillway.gateway.paths import errors_beside
 
 EXIT_NOT_COMPLETED = 3
 EXIT_INTERRUPTED = 130
@@ -130,7 +131,7 @@ async def _results(connection: Connection, name: str, files: ResultFiles) -> int
                 raise ClientError(f"{name} is {state(job)}", "Add --follow to wait; or leave out --output to see rows.")
             async for seen in client.watch(name):
                 job = seen
-        errors = files.errors or files.output.with_name(f"{files.output.stem}.errors{files.output.suffix}")
+        errors = files.errors or errors_beside(files.output)
         await _fetch(client, name, batch_pb2.ReadFileRequest.OUTPUT, files.output)
         if job.lines.failed:
             await _fetch(client, name, batch_pb2.ReadFileRequest.ERRORS, errors)
@@ -162,9 +163,12 @@ def _load_cursor(path: Path | None, name: str) -> str:
 
 
 def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
+    try:
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(text)
+        temporary.replace(path)
+    except (OSError, ValueError) as error:  # the latter: a path without a name
+        raise ClientError(f"{path} cannot be written: {error}") from error
 
 
 async def _fetch(client: BatchClient, name: str, file: batch_pb2.ReadFileRequest.File.ValueType, path: Path) -> None:

@@ -50,7 +50,7 @@ def chains_of(job: JobLines) -> tuple[KVIdentity, list[Chain]]:
     dtype = chosen_dtype(job.dtype, "auto")
     identity = kv_identity(spec, checkpoint.digest().hex(), dtype, job.block_tokens)
     limits = Limits(spec.max_positions, sys.maxsize, spec.vocab)
-    translator = LineTranslator(Tokenizer.load(checkpoint.folder), limits, 0)
+    translator = LineTranslator(Tokenizer.load(checkpoint.folder, checkpoint.config), limits, 0)
     chains = []
     try:
         with job.input.open("rb") as file:

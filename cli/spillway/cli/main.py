@@ -60,11 +60,12 @@ def run(
     was, with one result per line. A line that cannot run gets a coded error in ERRORS, and the others run.
     """
     # Cheap checks first: a typo in a path should not cost an import of torch.
-    from spillway.gateway.paths import JobPaths
+    from spillway.gateway.paths import JobPaths, errors_beside
 
-    errors = errors or output.with_name(f"{output.stem}.errors{output.suffix}")
-    paths = JobPaths(source, output, errors)
+    paths = JobPaths(source, output, errors or errors_beside(output))
     paths.resolved().check()
+    if report is not None:
+        paths.check_report(report)
     from spillway.cli.run import RunOptions
     from spillway.cli.run import run as run_job
 

@@ -23,7 +23,10 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise SizeError(f"{text!r} is not a size", "Write it like 512MiB, 1.5GB or 0.")
-    return int(float(match[1]) * _UNITS[(match[2] or "").lower()])
+    size = float(match[1]) * _UNITS[(match[2] or "").lower()]
+    if size >= 2**63:
+        raise SizeError(f"{text[:40]!r} is more bytes than any machine has", "Write it like 512MiB, 1.5GB or 0.")
+    return int(size)
 
 
 def format_size(size_bytes: float) -> str:

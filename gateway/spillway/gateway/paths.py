@@ -37,13 +37,26 @@ class JobPaths:
 
     def check(self) -> None:
         """Raises OutputPathError or InputError for paths that cannot work, whatever the job's state."""
-        if not self.input.exists():
-            raise InputError(f"the input {self.input} does not exist", "Check the path.")
-        _check_target("output", self.output)
-        _check_target("error file", self.errors)
-        _check_distinct("output", self.output, "input", self.input)
-        _check_distinct("error file", self.errors, "input", self.input)
-        _check_distinct("error file", self.errors, "output", self.output)
+        try:
+            self.directory.exists()  # its name is the longest
+            if not self.input.exists():
+                raise InputError(f"the input {self.input} does not exist", "Check the path.")
+            _check_target("output", self.output)
+            _check_target("error file", self.errors)
+            _check_distinct("output", self.output, "input", self.input)
+            _check_distinct("error file", self.errors, "input", self.input)
+            _check_distinct("error file", self.errors, "output", self.output)
+        except OSError as error:  # a name too long, a folder that may not be entered
+            raise OutputPathError(f"cannot use {error.filename}: {error.strerror}", "Check the path.") from error
+
+    def check_report(self, report: Path) -> None:
+        """Raises OutputPathError if a report cannot be written there, or would overwrite one of the three."""
+        try:
+            _check_target("report", report)
+            for name, path in (("input", self.input), ("output", self.output), ("error file", self.errors)):
+                _check_distinct("report", report, name, path)
+        except OSError as error:
+            raise OutputPathError(f"cannot use {error.filename}: {error.strerror}", "Check the path.") from error
 
     def check_nothing_to_overwrite(self) -> None:
         """Raises OutputExistsError if a target exists that this job has not written."""
@@ -53,6 +66,13 @@ class JobPaths:
                     f"the {name} {path} exists, and no job is under way that writes it",
                     "Choose another one, remove it, or pass --restart to replace it.",
                 )
+
+
+def errors_beside(output: Path) -> Path:
+    """`.errors` before the ending of the output. Raises OutputPathError for what is no file's name."""
+    if not output.name:
+        raise OutputPathError(f"the output {output} is a directory", "Name a file in it.")
+    return output.with_name(f"{output.stem}.errors{output.suffix}")
 
 
 def _check_target(name: str, path: Path) -> None:

@@ -16,7 +16,6 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig
 
 from spillway.node_agent.models.errors import (
     CheckpointNotFoundError,
@@ -160,9 +159,9 @@ def load_config(folder: Path) -> Any:
     model_type = _read_json(path).get("model_type")
     if not isinstance(model_type, str):
         raise CorruptCheckpointError("config.json names no model_type")
-    family_of(model_type)
+    family = family_of(model_type)
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return family.config.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever transformers raises for a config it does not take
         raise UnsupportedModelError(f"config.json is refused by transformers: {error}") from error
 
@@ -204,7 +203,7 @@ def _weight_files(folder: Path) -> list[Path]:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise CorruptCheckpointError(f"{path.name}: {error}") from error
     if not isinstance(value, dict):
         raise CorruptCheckpointError(f"{path.name} is not a JSON object")

@@ -112,7 +112,7 @@ def load_engine(checkpoint: Checkpoint, weights_digest: str, config: EngineConfi
         warm_up()
     elif device.type == "cuda":
         check_compiler()
-    tokenizer = Tokenizer.load(checkpoint.folder)
+    tokenizer = Tokenizer.load(checkpoint.folder, checkpoint.config)
     shape = (spec.layers, 2, spec.kv_heads, config.block_tokens, spec.head_dim)
     pool = allocate_pool(config.device_kv_bytes, shape, dtype, device)
     identity = kv_identity(spec, weights_digest, config.dtype, config.block_tokens)

@@ -14,6 +14,10 @@ class PoolTooSmallError(SpillwayError):
     """The device KV budget does not hold even a handful of blocks."""
 
 
+class PoolTooLargeError(SpillwayError):
+    """The device has less memory than the KV budget."""
+
+
 MIN_BLOCKS = 4
 MAX_CUDA_ROWS = 2**31 - 1
 """Vectors of one head that a pool on CUDA holds at most: its kernels count them in 32 bits."""
@@ -32,6 +36,7 @@ def allocate_pool(budget_bytes: int, shape: tuple[int, ...], dtype: torch.dtype,
 
     Raises:
         PoolTooSmallError: fewer than four blocks fit.
+        PoolTooLargeError: there is not so much memory.
     """
     size = block_bytes(shape, dtype)
     num_blocks = budget_bytes // size
@@ -42,9 +47,12 @@ def allocate_pool(budget_bytes: int, shape: tuple[int, ...], dtype: torch.dtype,
             f"a device KV budget of {budget_bytes} bytes holds {num_blocks} blocks of {size} bytes",
             f"Give --device-kv at least {MIN_BLOCKS * size} bytes; `spillway size` prints what a context needs.",
         )
-    if device.type != "cpu":
-        return torch.zeros((num_blocks, *shape), dtype=dtype, device=device)
-    arena = mmap.mmap(-1, num_blocks * size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        if device.type != "cpu":
+            return torch.zeros((num_blocks, *shape), dtype=dtype, device=device)
+        arena = mmap.mmap(-1, num_blocks * size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, torch.OutOfMemoryError) as error:
+        raise PoolTooLargeError(f"no {budget_bytes} bytes of memory for device KV", "Give --device-kv less.") from error
     if hasattr(mmap, "MADV_HUGEPAGE"):
         arena.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(arena, dtype=dtype).view(num_blocks, *shape)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from spillway.kvstore import KVIdentity, PeersConfig
 from spillway.kvstore.index.about import About
-from spillway.kvstore.index.redis import RedisIndex
-from spillway.kvstore.index.redis_client import RedisConfig
 from spillway.kvstore.peer.tls import PeerTls
+
+if TYPE_CHECKING:
+    from spillway.kvstore.index.redis import RedisIndex
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,10 @@ def open_shared(config: SharingConfig, identity: KVIdentity, block_bytes: int) -
     Raises:
         ConfigError: the settings cannot work, or the TLS files cannot be used.
     """
+    # A run of its own never needs Redis, whose client is slow to load.
+    from spillway.kvstore.index.redis import RedisIndex
+    from spillway.kvstore.index.redis_client import RedisConfig
+
     about = About(
         identity=identity.digest().hex(),
         weights=identity.weights_digest,

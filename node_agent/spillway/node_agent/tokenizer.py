@@ -39,8 +39,8 @@ class Tokenizer:
         self._before = self.encode("a", add_special_tokens=False)[:1]
 
     @classmethod
-    def load(cls, folder: Path) -> Tokenizer:
-        """The tokenizer of a checkpoint folder.
+    def load(cls, folder: Path, config: Any) -> Tokenizer:
+        """The tokenizer of a checkpoint folder with this transformers config.
 
         A sequence ends at what ``generation_config.json`` names, else ``config.json``, and at the tokenizer's own end
         token: fine-tuned checkpoints often update only one of the two.
@@ -49,7 +49,9 @@ class Tokenizer:
             TokenizerError: none there, one that cannot be read, or one that only exists as Python code.
         """
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, config=config, local_files_only=True, trust_remote_code=False
+            )
         except Exception as error:  # whatever transformers raises for files it cannot read
             reason = str(error).strip().split("\n")[0]
             raise TokenizerError(f"{folder} has no tokenizer that can be loaded: {reason}") from error
@@ -161,7 +163,7 @@ def _configured_eos_ids(folder: Path) -> list[int]:
         path = folder / name
         try:
             value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
-        except (OSError, ValueError, AttributeError) as error:
+        except (AttributeError, OSError, RecursionError, ValueError) as error:
             raise TokenizerError(f"{name}: {error}") from error
         if value is not None:
             ids = value if isinstance(value, list) else [value]

@@ -9,6 +9,7 @@ import contextlib
 import re
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,8 @@ A100 = Gpu("NVIDIA A100-SXM4-80GB", (8, 0), 108)
 # specifications per compute capability).
 SHARED_LIMIT_BYTES = {(8, 0): 163 * 1024, (8, 6): 99 * 1024, (8, 9): 99 * 1024, (9, 0): 227 * 1024}
 
-_INSTRUCTIONS = ("HGMMA", "HMMA", "IMMA", "LDGSTS", "LDSM", "LDL", "STL")
+_INSTRUCTIONS = ("HGMMA", "HMMA", "IMMA", "LDGSTS")
+_MAY_HOLD_THEM = re.compile(r"\bw?g?mma\b|\bcp\.async\b")  # in PTX: without these, machine code has none
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +112,10 @@ def resources_of(compiled: Any) -> Resources:
         file.write(compiled.asm["cubin"])
         file.flush()
         usage = _run_tool("cuobjdump", "--dump-resource-usage", file.name)
-        code = _run_tool("nvdisasm", "--print-code", file.name)
+        # Disassembling takes half a second: only where there may be something to count.
+        code = _run_tool("nvdisasm", "--print-code", file.name) if _MAY_HOLD_THEM.search(compiled.asm["ptx"]) else ""
     numbers = dict(re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", usage))
+    count = Counter(re.findall("|".join(_INSTRUCTIONS), code))
     return Resources(
         kernel=compiled.metadata.name,
         registers=int(numbers["REG"]),
@@ -119,7 +123,7 @@ def resources_of(compiled: Any) -> Resources:
         local_bytes=int(numbers["LOCAL"]),
         shared_bytes=int(numbers["SHARED"]) + compiled.metadata.shared,
         warps=compiled.metadata.num_warps,
-        instructions=tuple((name, n) for name in _INSTRUCTIONS if (n := len(re.findall(rf"\b{name}\b", code)))),
+        instructions=tuple((name, count[name]) for name in _INSTRUCTIONS if count[name]),
     )
 
 

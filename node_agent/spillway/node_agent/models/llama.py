@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
 from spillway.node_agent.models.spec import DecoderSpec, Family, WeightNames, base_spec
 
 NAMES = WeightNames(
@@ -26,10 +29,43 @@ NAMES = WeightNames(
 """The names that Mistral and Qwen took over."""
 
 
+@strict
+class LlamaConfig(PreTrainedConfig):
+    """What is read of a config, with transformers' own defaults.
+
+    transformers' class of this name, alone among the families', drags in activations, attention masks and with them
+    torch's compiler: two seconds and a hundred megabytes of each process. The name is what its tokenizers go by.
+    """
+
+    model_type = "llama"
+
+    vocab_size: int = 32000
+    hidden_size: int = 4096
+    intermediate_size: int = 11008
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 2048
+    rms_norm_eps: float = 1e-6
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    rope_parameters: dict[str, Any] | None = None
+
+    def __post_init__(self, **others: Any) -> None:
+        if self.head_dim is None:
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        super().__post_init__(**others)
+
+
 def _spec(config: Any) -> DecoderSpec:
     bias = bool(config.attention_bias)
     windows = (None,) * config.num_hidden_layers
     return base_spec(config, windows, qkv_bias=bias, o_bias=bias, mlp_bias=bool(config.mlp_bias))
 
 
-FAMILY = Family("llama", _spec, NAMES)
+FAMILY = Family("llama", _spec, NAMES, LlamaConfig)

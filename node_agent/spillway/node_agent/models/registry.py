@@ -34,4 +34,7 @@ def spec_of(config: Any) -> DecoderSpec:
     if quantization is not None:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
         raise UnsupportedModelError(f"quantized checkpoints are not supported (quantization_config: {method})")
-    return family.spec(config)
+    try:
+        return family.spec(config)
+    except (ArithmeticError, KeyError, TypeError, ValueError) as error:
+        raise UnsupportedModelError(f"config.json has settings that make no sense: {error!r}") from error

@@ -8,6 +8,7 @@ depend on what follows it. Up to that limit they are fixed, so the limit becomes
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +74,8 @@ def rotary_positions(config: Any) -> tuple[RotaryPositions, int]:
     if parameters.get("partial_rotary_factor", 1.0) != 1.0:
         raise UnsupportedModelError("partial_rotary_factor other than 1 is not supported")
     inv_freq, scaling = _frequencies(config, rope_type)
+    if not (torch.isfinite(inv_freq).all() and math.isfinite(scaling)):
+        raise UnsupportedModelError(f"the rope parameters give frequencies that are no numbers: {parameters}")
     limit = int(config.max_position_embeddings)
     if rope_type == "longrope":
         limit = min(limit, int(parameters["original_max_position_embeddings"]))

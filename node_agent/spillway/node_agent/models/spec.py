@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from transformers import AutoConfig
+
 from spillway.node_agent.models.errors import UnsupportedModelError
 from spillway.node_agent.models.rope import RotaryPositions, rotary_positions
 
@@ -93,6 +95,8 @@ class Family:
     model_type: str
     spec: Callable[[Any], DecoderSpec] = field(repr=False)
     names: WeightNames = field(repr=False)
+    config: Any = field(default=AutoConfig, repr=False)
+    """What reads its config.json, by `from_pretrained`."""
 
 
 def base_spec(config: Any, windows: tuple[int | None, ...], **features: bool) -> DecoderSpec:
