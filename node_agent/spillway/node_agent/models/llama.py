@@ -1,7 +1,5 @@
 """Llama 2 and 3, and what follows their architecture (SmolLM2, TinyLlama, …)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -35,6 +33,8 @@ class LlamaConfig(PreTrainedConfig):
 
     transformers' class of this name, alone among the families', drags in activations, attention masks and with them
     torch's compiler: two seconds and a hundred megabytes of each process. The name is what its tokenizers go by.
+    `strict` checks what it is given by these annotations, and takes anything where they are strings: so this file does
+    without the import that makes them so.
     """
 
     model_type = "llama"
