@@ -14,7 +14,7 @@ from .config import StoreConfig
 from .errors import ConservationError, StoreClosedError
 from .header import BlockHeader
 from .identity import BlockHash
-from .index.base import BlockIndex, Location
+from .index.base import PEER, BlockIndex, Location
 from .index.memory import MemoryIndex
 from .outcomes import MissReason, StoreOutcome
 from .peer.orders import Orders
@@ -112,8 +112,9 @@ class BlockStore:
         return self._parts.index.longest_prefix(blocks, self._working_tiers())
 
     def contains(self, block: BlockHash) -> bool:
-        """Whether some working tier holds ``block``. No I/O, and no promise that it stays."""
-        return self.match((block,)) == 1
+        """Whether some working tier of this node holds ``block``. No I/O, nor a word to other nodes; no promise."""
+        self._require_open()
+        return self._parts.index.longest_prefix((block,), [name for name in self._working_tiers() if name != PEER]) == 1
 
     def locate(self, block: BlockHash) -> tuple[Location, ...]:
         """Every tier that holds ``block``, nearest first, working or not."""
