@@ -10,9 +10,10 @@ demo:  ## Run the main job on a shipped example: a real model, shared documents,
 	@scripts/environment agent,demo
 	@$(BIN)/python examples/demo.py
 
+# One process more than CPUs: some tests mostly wait, for leases to end or for a server.
 test:  ## Run the default test suite
 	@scripts/environment agent,dev,demo
-	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest -n $$(($$(nproc) + 1)) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-gpu:  ## Run the suite of an NVIDIA GPU, where there is one (kernels compile: some ten minutes)
 	@scripts/environment agent,dev,demo

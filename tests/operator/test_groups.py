@@ -133,7 +133,7 @@ class Life(RuleBasedStateMachine):
         groups, pods, now_s = world.groups, dict(world.pods), world.now_s
         for _ in range(40):
             decision = decide(world.replicas, world.spec, groups, tuple(pods.values()), now_s)
-            changed = decision.groups != groups or decision.create or decision.delete
+            before, groups_before = pods, groups
             groups = decision.groups
             gone = {name for name, each in pods.items() if each.deleting} | set(decision.delete)
             pods = {name: each for name, each in pods.items() if name not in gone}
@@ -144,12 +144,18 @@ class Life(RuleBasedStateMachine):
                 for name, each in pods.items()
             }
             now_s = max(now_s, decision.wake_s or 0.0)
-            if not changed and decision.wake_s is None:
+            if (pods, groups) == (before, groups_before) and decision.wake_s is None:
                 break
         else:
             raise AssertionError("it never comes to rest")
         assert sorted(each.group for each in pods.values()) == list(range(world.replicas))
         assert all(each.template == world.spec for each in pods.values())
+
+
+def test_who_gets_ready_makes_room_for_the_next_renewal() -> None:
+    groups = (Group(0, 1), Group(1, 2))
+    assert decide(2, 2, groups, (pod(0, 1), pod(1, 2, Phase.GATED, spec=2)), 0.0).create == ()
+    assert decide(2, 2, groups, (pod(0, 1), pod(1, 2, spec=2)), 0.0).create == ((0, 2),)
 
 
 TestLife = Life.TestCase
