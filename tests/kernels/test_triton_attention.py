@@ -97,7 +97,7 @@ def poisoned(rows: int, setting: Setting) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @given(drawn_settings(), st.lists(st.tuples(st.integers(0, 70), st.integers(0, 40)), min_size=1, max_size=4))
-@settings(quick, max_examples=24 * ROUNDS)
+@settings(quick, max_examples=12 * ROUNDS)
 def test_prefill_of_ragged_chunks_is_exact(setting: Setting, pieces: list[tuple[int, int]]) -> None:
     earlier, chunks = [a for a, _ in pieces], [b for _, b in pieces]
     lens = [a + b for a, b in zip(earlier, chunks, strict=True)]
@@ -116,7 +116,7 @@ def test_prefill_of_ragged_chunks_is_exact(setting: Setting, pieces: list[tuple[
 
 
 @given(drawn_settings(), st.lists(st.integers(0, 400), min_size=1, max_size=5))
-@settings(quick, max_examples=20 * ROUNDS)
+@settings(quick, max_examples=10 * ROUNDS)
 def test_decode_is_exact(setting: Setting, lens: list[int]) -> None:
     kv = paged(lens, setting.shape, setting.pool_dtype, setting.seed)
     q = setting.queries(len(lens))
@@ -129,7 +129,7 @@ def test_decode_is_exact(setting: Setting, lens: list[int]) -> None:
 
 
 @given(drawn_settings(), st.integers(0, 6), st.lists(st.integers(0, 70), min_size=1, max_size=4))
-@settings(quick, max_examples=14 * ROUNDS)
+@settings(quick, max_examples=7 * ROUNDS)
 def test_cascade_is_decode_with_the_prefix_read_once(setting: Setting, blocks: int, tails: list[int]) -> None:
     shared = blocks * setting.block_tokens
     lens = [shared + tail for tail in tails]
@@ -144,7 +144,7 @@ def test_cascade_is_decode_with_the_prefix_read_once(setting: Setting, blocks: i
 
 
 @given(drawn_settings(), st.lists(st.tuples(st.integers(0, 70), st.integers(0, 40)), min_size=1, max_size=3))
-@settings(quick, max_examples=10 * ROUNDS)
+@settings(quick, max_examples=5 * ROUNDS)
 def test_score_sums_add_up_what_each_token_received(setting: Setting, pieces: list[tuple[int, int]]) -> None:
     chunks = [b for _, b in pieces]
     lens = [a + b for a, b in pieces]

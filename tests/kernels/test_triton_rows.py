@@ -124,7 +124,7 @@ def test_write_kv_rounds_to_nearest_and_skips_negative_slots(
     st.booleans(),
     st.booleans(),
 )
-@settings(quick, max_examples=14 * ROUNDS)
+@settings(quick, max_examples=7 * ROUNDS)
 def test_rope_write_kv_finishes_queries_and_writes_keys(
     dtypes: tuple[torch.dtype, torch.dtype], dims: tuple[int, int], heads: tuple[int, int], norms: bool, scaled: bool
 ) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
-ROUNDS = 1 if INTERPRETED else 3  # how many times as many examples a GPU can afford: it compiles for each, seconds
+ROUNDS = 1 if INTERPRETED else 6  # how many times as many examples a GPU can afford: it compiles for each, seconds
 
 
 def only_here() -> list[pytest.MarkDecorator]:

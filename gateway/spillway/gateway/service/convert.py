@@ -149,6 +149,12 @@ def status(error: ServiceError) -> grpc.Status:
     return rpc_status.to_status(message)
 
 
+def defect() -> grpc.Status:
+    """Of a call that a defect ended. It has details, too: by them a gateway in between knows that a gateway said it."""
+    message = status_pb2.Status(code=code_pb2.INTERNAL, message="a defect of the gateway; its log says more")
+    return rpc_status.to_status(message)
+
+
 def _timestamp(seconds: float) -> Timestamp:
     stamp = Timestamp()
     stamp.FromMicroseconds(round(seconds * 1e6))

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import code_pb2
 
 from spillway.gateway.service.access import Access, Caller, Kind
-from spillway.gateway.service.convert import code, status
+from spillway.gateway.service.convert import code, defect, status
 from spillway.gateway.service.errors import InvalidError, ServiceError
 
 log = logging.getLogger(__name__)
@@ -167,6 +167,6 @@ async def _refusing(context: Any, entry: _Entry) -> AsyncIterator[None]:
     except Exception:  # a defect: logged whole, told without its inside
         ended = "INTERNAL"
         log.exception("%s failed by a defect of the gateway", entry.method)
-        await context.abort(grpc.StatusCode.INTERNAL, "a defect of the gateway; its log says more")
+        await context.abort_with_status(defect())
     finally:
         entry.over(ended, began_s)

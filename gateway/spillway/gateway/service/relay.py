@@ -23,6 +23,8 @@ SETTLE_S = 0.05
 _PREFIX = "/spillway."
 _OF_THIS_HOP = {"user-agent", "content-type", "te", MARK}
 _DETAILS = "grpc-status-details-bin"
+_OF_THE_WAY = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL}
+"""What gRPC itself makes of a connection that ends in the middle of a call."""
 
 
 class RelayInterceptor(grpc.aio.ServerInterceptor):
@@ -68,7 +70,7 @@ def _relaying(link: Link, method: str) -> Any:
             context.set_trailing_metadata(tuple(await call.trailing_metadata()))
         except grpc.aio.AioRpcError as error:
             trailing = tuple(error.trailing_metadata() or ())
-            broke = error.code() is grpc.StatusCode.UNAVAILABLE and _DETAILS not in dict(trailing)  # nobody said so
+            broke = error.code() in _OF_THE_WAY and _DETAILS not in dict(trailing)  # nobody said so
             if broke:
                 await context.abort_with_status(status(link.refusal()))
             await context.abort(error.code(), error.details() or "", trailing)
