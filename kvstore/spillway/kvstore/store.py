@@ -107,7 +107,10 @@ class BlockStore:
         return found
 
     def match(self, blocks: Sequence[BlockHash]) -> int:
-        """How many leading ``blocks`` some working tier holds. No I/O, and no promise that they stay."""
+        """How many leading ``blocks`` some working tier holds; no promise that they stay.
+
+        No block is read. An index that nodes share is asked about those that this node has not: one round trip.
+        """
         self._require_open()
         return self._parts.index.longest_prefix(blocks, self._working_tiers())
 
