@@ -16,8 +16,8 @@ from http_ground import Answer, Door, lines, prompts, serving, until
 
 from spillway.api.batch.v1 import batch_pb2, batch_pb2_grpc
 
-BIG_BYTES = 64 << 20
-MORE_BYTES = 24 << 20  # for buffers of both connections
+BIG_BYTES = 192 << 20
+MORE_BYTES = BIG_BYTES // 2  # windows and buffers of both connections: 2 to 44 MiB seen, whatever the size of the upload
 
 
 @pytest.fixture(scope="module")
