@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,17 @@ def test_a_sequence_that_outgrows_the_pool_gets_a_code_not_a_shorter_answer(mode
     (row,) = errors_of(tmp_path / "out.jsonl")
     assert (row["custom_id"], row["error"]["code"]) == ("grows", "kv_capacity_exceeded")
     assert "--device-kv" in row["error"]["message"]
+
+
+def test_a_model_for_contexts_beyond_any_memory_runs_what_the_pool_holds(model: Path, tmp_path: Path) -> None:
+    endless = shutil.copytree(model, tmp_path / "endless")
+    config = json.loads((endless / "config.json").read_text())
+    (endless / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 10**12}))
+    source = write_lines(tmp_path / "in.jsonl", [*GOOD, completion("long", [[7] * 1600])])
+    _, report = run_batch(endless, source, tmp_path / "out.jsonl", device_kv_bytes=100 * 12288)
+    assert report["lines"]["succeeded"] == 2
+    (row,) = errors_of(tmp_path / "out.jsonl")
+    assert (row["custom_id"], row["error"]["code"]) == ("long", "kv_capacity_exceeded")
 
 
 def test_a_job_of_bad_lines_only_still_ends(model: Path, tmp_path: Path) -> None:

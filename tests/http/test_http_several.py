@@ -17,7 +17,7 @@ from http_ground import Answer, Door, lines, prompts, serving, until
 from spillway.api.batch.v1 import batch_pb2, batch_pb2_grpc
 
 BIG_BYTES = 192 << 20
-MORE_BYTES = BIG_BYTES // 2  # windows and buffers of both connections: 2 to 44 MiB seen, whatever the size of the upload
+MORE_BYTES = BIG_BYTES // 2  # windows and buffers of both connections: 2 to 44 MiB seen, whatever the upload's size
 
 
 @pytest.fixture(scope="module")

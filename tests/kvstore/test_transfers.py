@@ -45,6 +45,26 @@ class GatedTier(HostTier):
         return super().load(block, out)
 
 
+@pytest.mark.parametrize("blocks", [16, 256])
+def test_a_full_tier_whose_cold_blocks_must_wait_is_not_searched(blocks: int) -> None:
+    """A disk slower than its puts must not make each of them cost as much as host memory has blocks."""
+    asked: list[BlockHash] = []
+    pinned = {name(0)}
+
+    def written(block: BlockHash) -> bool:
+        asked.append(block)
+        return False
+
+    tier = HostTier("host", Slab(BLOCK_BYTES, host_bytes(blocks)), LRU(), TierIndex(MemoryIndex(), "host"), written)
+    for number in range(blocks):
+        assert tier.store(header_of(number, content(number)), content(number)) is StoreOutcome.STORED
+    with tier.pinned(*pinned, touch=False):
+        assert tier.store(header_of(blocks, content(blocks)), content(blocks)) is StoreOutcome.FULL
+    assert 0 < len(asked) < 8
+    assert not pinned.intersection(asked)
+    tier.close()
+
+
 @pytest.fixture
 def gated() -> Iterator[GatedTier]:
     tier = GatedTier()

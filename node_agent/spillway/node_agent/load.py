@@ -116,14 +116,14 @@ def load_engine(checkpoint: Checkpoint, weights_digest: str, config: EngineConfi
     shape = (spec.layers, 2, spec.kv_heads, config.block_tokens, spec.head_dim)
     pool = allocate_pool(config.device_kv_bytes, shape, dtype, device)
     identity = kv_identity(spec, weights_digest, config.dtype, config.block_tokens)
-    decoder = Decoder.load(checkpoint, LoadOptions(dtype=dtype, device=device))
+    context_tokens = min(spec.max_positions, pool.shape[0] * config.block_tokens)
+    decoder = Decoder.load(checkpoint, LoadOptions(dtype=dtype, device=device, context_tokens=context_tokens))
     store = _open_store(config, identity, block_bytes(shape, dtype))
     blocks = BlockManager(pool.shape[0], config.block_tokens)
     limits = SchedulerConfig(config.max_batch_tokens, min(config.max_sequences, config.max_batch_tokens))
     scheduler = Scheduler(limits, blocks, store, identity.root())
     graphs = None
     if device.type == "cuda" and graphs_wanted():
-        context_tokens = min(spec.max_positions, pool.shape[0] * config.block_tokens)
         graphs = DecodeGraphs(decoder, pool, limits.max_sequences, context_tokens)
     engine = Engine(scheduler, Rank(decoder, pool, store, graphs), tokenizer, store)
     limits_of_lines = Limits(spec.max_positions, engine.pool_tokens, spec.vocab)

@@ -18,6 +18,9 @@ from ..outcomes import MissReason, StoreOutcome
 from .base import Evictable, Tier, TierIndex, TierUsage
 from .slab import Slab
 
+_MOST_HELD_BACK = 2
+"""Cold blocks looked at that may not leave yet, before a put is told to wait."""
+
 
 @dataclass(slots=True)
 class _Entry:
@@ -175,16 +178,25 @@ class HostTier(Tier):
                 self._slab.give(entry.slot)
 
     def _take(self) -> int | None:
-        """A slot to fill, evicting the coldest block that may go. The lock is held."""
+        """A slot to fill, evicting the coldest block that may go; None if the coldest ones are held back.
+
+        Then one of those is worth waiting for, and a full tier need not be searched at every put. The lock is held.
+        """
         slot = self._slab.take()
         look = 8
         while slot is None:
             candidates = self._policy.coldest(look)
+            held_back = 0
             for block in candidates:
-                if self._entries[block].pins == 0 and self._evictable(block):
+                if self._entries[block].pins:
+                    continue
+                if self._evictable(block):
                     self._remove(block, evicted=True)
                     self._evictions += 1
                     return self._slab.take()
+                held_back += 1
+                if held_back == _MOST_HELD_BACK:
+                    return None
             if len(candidates) < look:
                 return None
             look *= 8

@@ -73,7 +73,8 @@ class Demotion:
         if self._writes is None or self._held is None:
             return False
         ended = self._writes.ended
-        self._write_cold()
+        if not self._writes.pending:
+            self._write_cold()
         if self._writes.wait_ended(ended, deadline):
             return True
         if self._retains:

@@ -42,7 +42,8 @@ class Decoder:
         self._mlp = mlp.stop - mlp.start
         self._all_reduce = all_reduce
         self._compute = compute_dtype(options.device, options.dtype)
-        self._cos_sin = spec.positions.cos_sin_table(spec.max_positions).to(options.device)
+        longest = min(spec.max_positions, options.context_tokens or spec.max_positions)
+        self._cos_sin = spec.positions.cos_sin_table(longest).to(options.device)
         self._scratch = _Scratch(options.device, self._compute)
         scale = spec.head_dim**-0.5
         params = {window: AttentionParams(scale=scale, window=window) for window in set(spec.windows)}

@@ -57,6 +57,8 @@ class LoadOptions:
     dtype: torch.dtype
     """What values are rounded to. What they are held and computed in is `compute_dtype`."""
     shard: TensorShard = WHOLE
+    context_tokens: int | None = None
+    """Tokens of the longest sequence that will come; None: the model's own limit, which can be many millions."""
 
 
 def load_weights(checkpoint: Checkpoint, options: LoadOptions) -> DecoderWeights:
