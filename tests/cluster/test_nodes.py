@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 from collections.abc import Iterator
@@ -62,6 +63,19 @@ def _get(cluster: Cluster, pod: str, url: str) -> str:
     return cluster.control_plane.kubectl("exec", pod, "--", "/podling", "get", url).strip()
 
 
+def _get_in_time(cluster: Cluster, pod: str, url: str) -> str:
+    """What it answers once every node has heard of what changed: services and routes follow a little later."""
+    said: list[str] = []
+
+    def answered() -> bool:
+        with contextlib.suppress(ClusterError):
+            said.append(_get(cluster, pod, url))
+        return bool(said)
+
+    cluster.control_plane.wait(answered, f"{pod} reaches {url}")
+    return said[0]
+
+
 def _wait_not_ready(cluster: Cluster, node: str) -> None:
     cluster.control_plane.kubectl("wait", "--for=condition=Ready=Unknown", f"node/{node}", "--timeout=90s")
 
@@ -72,13 +86,13 @@ def test_every_node_runs_a_pod_and_each_pod_reaches_the_next(
     assert set(pods) == {"n1", "n2", "n3"}
     ring = list(pods.values())
     for (caller, _), (name, address) in zip(ring, ring[1:] + ring[:1], strict=True):
-        assert _get(cluster, caller, f"http://{address}:8080/") == name
+        assert _get_in_time(cluster, caller, f"http://{address}:8080/") == name
 
 
 def test_a_service_answers_by_its_name_from_every_node(cluster: Cluster, pods: dict[str, tuple[str, str]]) -> None:
     names = {name for name, _ in pods.values()}
     for caller in names:
-        assert _get(cluster, caller, "http://web.default.svc.cluster.local/") in names
+        assert _get_in_time(cluster, caller, "http://web.default.svc.cluster.local/") in names
 
 
 def test_pretended_gpus_are_counted_out(cluster: Cluster, pods: dict[str, tuple[str, str]]) -> None:
@@ -95,7 +109,7 @@ def test_a_node_that_is_cut_off_is_noticed_and_comes_back_with_its_pod(
     _wait_not_ready(cluster, "n2")
     cluster.nodes["n2"].bring_back()
     cluster.wait_ready("n2")
-    assert _get(cluster, pods["n1"][0], f"http://{pods['n2'][1]}:8080/") == pods["n2"][0]
+    assert _get_in_time(cluster, pods["n1"][0], f"http://{pods['n2'][1]}:8080/") == pods["n2"][0]
 
 
 def test_a_frozen_node_is_noticed_and_thaws(cluster: Cluster, pods: dict[str, tuple[str, str]]) -> None:
@@ -103,7 +117,7 @@ def test_a_frozen_node_is_noticed_and_thaws(cluster: Cluster, pods: dict[str, tu
     _wait_not_ready(cluster, "n3")
     cluster.nodes["n3"].thaw()
     cluster.wait_ready("n3")
-    assert _get(cluster, pods["n1"][0], f"http://{pods['n3'][1]}:8080/") == pods["n3"][0]
+    assert _get_in_time(cluster, pods["n1"][0], f"http://{pods['n3'][1]}:8080/") == pods["n3"][0]
 
 
 def test_a_killed_node_boots_again_and_runs_its_pod(cluster: Cluster, pods: dict[str, tuple[str, str]]) -> None:
@@ -114,7 +128,7 @@ def test_a_killed_node_boots_again_and_runs_its_pod(cluster: Cluster, pods: dict
     kubectl = cluster.control_plane.kubectl
     kubectl("rollout", "status", "daemonset/web", "--timeout=110s")
     running = kubectl("get", "pods", "-l", "app=web", "--field-selector=spec.nodeName=n3", "-o", "name").strip()
-    assert _get(cluster, running, "http://localhost:8080/") == running.removeprefix("pod/")
+    assert _get_in_time(cluster, running, "http://localhost:8080/") == running.removeprefix("pod/")
 
 
 def test_nothing_of_it_lies_outside_its_folder_but_under_its_name(cluster: Cluster) -> None:
