@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import re
 
-from harness import modes, results
+from harness import modes, results, service_tables
 from harness.models import CHECKOUT
 
-PAGES = tuple(CHECKOUT / "docs" / page for page in ("performance.md", "kernels.md", "kv.md"))
+PAGES = tuple(CHECKOUT / "docs" / page for page in ("performance.md", "kernels.md", "kv.md", "service.md"))
 _BLOCK = re.compile(r"(<!-- table (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -20,6 +20,8 @@ def table_of(name: str) -> str:
     kept = json.loads(path.read_text())
     if name == "kernels-cpu-attention":
         return results.attention_table(kept)
+    if name in service_tables.TABLES:
+        return service_tables.TABLES[name](kept)
     if name.startswith("kvstore-"):
         return results.store_table(kept)
     return results.table(kept) if "peers" in kept else modes.table(kept)

@@ -231,15 +231,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("--lines", 1_000_000), ("--watchers", 0), ("--engines", 1), ("--lease-lines", 256)):
         parser.add_argument(name, type=int, default=default)
-    parser.add_argument("--report", type=Path)
+    parser.add_argument("--report", type=Path, help="Where the figures go, after those of earlier runs.")
     parser.add_argument("--directory", type=Path, help="Where the data lies. Default: a temporary one.")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.directory) as folder:
         figures: dict[str, Any] = asdict(asyncio.run(measure(arguments, Path(folder))))
-    text = json.dumps({"machine": machine(), **figures}, indent=1)
-    print(text)
-    if arguments.report is not None:
-        arguments.report.write_text(text + "\n")
+    found = {"machine": machine(), **figures}
+    print(json.dumps(found, indent=1))
+    if report := arguments.report:
+        known = json.loads(report.read_text()) if report.exists() else []
+        report.write_text(json.dumps([*known, found], indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ def test_twenty_thousand_lines_and_a_hundred_watchers(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     options = ["--lines", LINES, "--watchers", WATCHERS, "--report", report, "--directory", tmp_path]
     subprocess.run([sys.executable, BENCHMARK, *map(str, options)], check=True, timeout=240, stdout=subprocess.DEVNULL)
-    figures = json.loads(report.read_text())
+    (figures,) = json.loads(report.read_text())
     assert figures["stream_rows"] == LINES
     assert figures["watch_messages"] >= WATCHERS
     memory = figures["gateway_rss_mib"]
