@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -40,10 +40,7 @@ def spill(setting: Setting, place: Place) -> None:
         "small pool, disk": SpillwayBudget(small, host_kv="0", disk_kv=below),
     }
     rows: dict[str, dict[str, Any]] = {}
-    first: Outcome | None = None
-    for name, budget in budgets.items():
-        outcome = _run(name, setting, place, budget)
-        first = first or outcome
+    for name, budget, outcome, first in _each(budgets, setting, place):
         rows[name] = {
             "device_kv": budget.device_kv,
             "batch_s": outcome.batch_s,
@@ -75,10 +72,7 @@ def plan(setting: Setting, place: Place) -> None:
         budgets[f"host and disk, {policy}"] = SpillwayBudget(device, host, disk, kept=False, extra=extra)
         budgets[f"disk kept, {policy}"] = SpillwayBudget(device, host, disk, extra=extra)
     rows: dict[str, dict[str, Any]] = {}
-    first: Outcome | None = None
-    for name, budget in budgets.items():
-        outcome = _run(name, setting, place, budget)
-        first = first or outcome
+    for name, _, outcome, first in _each(budgets, setting, place):
         rows[name] = {
             "batch_s": outcome.batch_s,
             "tokens_per_s": (setting.workload.prompt_tokens + setting.workload.output_tokens) / outcome.batch_s,
@@ -155,6 +149,17 @@ def short_lines(count: int, shape: Shape) -> Workload:
     rng = random.Random(0)
     lines = [([rng.randrange(300, shape.vocabulary) for _ in range(rng.randint(8, 16))], 4) for _ in range(count)]
     return Workload(f"{count} short lines", lines)
+
+
+def _each(
+    budgets: dict[str, SpillwayBudget], setting: Setting, place: Place
+) -> Iterator[tuple[str, SpillwayBudget, Outcome, Outcome]]:
+    """The name, budget and outcome of one run after the other, and the outcome of the first beside it."""
+    first: Outcome | None = None
+    for name, budget in budgets.items():
+        outcome = _run(name, setting, place, budget)
+        first = first or outcome
+        yield name, budget, outcome, first
 
 
 def _run(name: str, setting: Setting, place: Place, budget: SpillwayBudget) -> Outcome:
