@@ -47,8 +47,9 @@ class Ground:
         self.workers[number].start()
 
     def segments(self, number: int) -> list[Path]:
-        """The segment files of a worker's disk."""
-        return sorted(Path(self.workers[number].settings.disk_dir).glob("share-*/segment-*.kv"))
+        """The segment files of a worker's disk, but for those of which an earlier fault has left next to nothing."""
+        found = sorted(Path(self.workers[number].settings.disk_dir).glob("share-*/segment-*.kv"))
+        return [path for path in found if path.stat().st_size >= 2 * PAGE_BYTES]
 
 
 @dataclass(frozen=True)
