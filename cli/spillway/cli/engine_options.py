@@ -10,6 +10,7 @@ from spillway.cli.options import Dtype, EngineOptions
 from spillway.cli.sizes import format_size
 from spillway.kernels import decode_scratch_bytes
 from spillway.node_agent.block_moves import STAGING_BYTES
+from spillway.node_agent.container import available_memory_bytes
 from spillway.node_agent.graphs import MAX_ROWS, bucket_of
 from spillway.node_agent.load import DTYPES, DeviceError, EngineConfig, LoadedModel, pick_device
 from spillway.node_agent.models.spec import DecoderSpec
@@ -24,7 +25,7 @@ def engine_config(options: EngineOptions, spec: DecoderSpec, dtype: str, default
         DeviceError: the device is not there, or too small.
     """
     device = pick_device(options.device).type
-    host_memory = psutil.virtual_memory().available
+    host_memory = available_memory_bytes()
     max_batch_tokens = options.max_batch_tokens or (1024 if device == "cpu" else 8192)
     device_kv = options.device_kv_bytes
     if device_kv is None:
@@ -73,7 +74,8 @@ def left_for_kv_bytes(free_bytes: int, spec: DecoderSpec, dtype: str, max_batch_
 
     A step holds, for each of its rows, the residual and what a layer makes of it, and for each sampled row its logits
     in the model's dtype and in float32 and the partial results of its attention. CUDA graphs hold the same for their
-    largest bucket once more. A twentieth of the memory stays free, for fragments and what libraries take.
+    largest bucket once more. Positions stand in a table as long as the model's context, or as all KV if that is less. A
+    twentieth of the memory stays free, for fragments and what libraries take.
 
     Raises:
         DeviceError: the weights alone do not fit.
@@ -83,7 +85,8 @@ def left_for_kv_bytes(free_bytes: int, spec: DecoderSpec, dtype: str, max_batch_
     sampled = spec.vocab * (size + 4) + decode_scratch_bytes(1, spec.heads, spec.kv_heads, spec.head_dim)
     graphs = bucket_of(min(max_rows, MAX_ROWS)) * (row + sampled)
     step = max_batch_tokens * row + min(max_rows, max_batch_tokens) * sampled + graphs + STAGING_BYTES
-    weights = spec.weight_count() * size + spec.max_positions * spec.positions.rotary_dim * 4
+    positions = min(spec.max_positions, free_bytes // (2 * spec.layers * spec.kv_heads * spec.head_dim * size))
+    weights = spec.weight_count() * size + positions * spec.positions.rotary_dim * 4
     left = int(free_bytes * 0.95) - weights - step
     if left <= 0:
         raise DeviceError(

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from spillway.cli.sizes import format_size
 from spillway.kvstore import StoreStats
+from spillway.node_agent.container import usable_cpus
 from spillway.node_agent.engine import EngineStats
 
 
@@ -156,7 +157,7 @@ def machine() -> dict[str, Any]:
     """Where the figures come from."""
     return {
         "processor": _processor(),
-        "cpus": os.cpu_count(),
+        "cpus": usable_cpus(),
         "python": platform.python_version(),
         **{name: version(name) for name in ("spillway", "torch", "llvmlite", "numpy", "transformers")},
     }

@@ -16,6 +16,7 @@ from spillway.kvstore import BlockStore, JobPlan, KVIdentity, KVStoreError, Stor
 from spillway.node_agent.blocks import BlockManager
 from spillway.node_agent.checkpoint import Checkpoint
 from spillway.node_agent.completion import Limits
+from spillway.node_agent.container import usable_cpus
 from spillway.node_agent.engine import Engine
 from spillway.node_agent.graphs import DecodeGraphs, graphs_wanted
 from spillway.node_agent.models.decoder import Decoder
@@ -109,6 +110,8 @@ def load_engine(checkpoint: Checkpoint, weights_digest: str, config: EngineConfi
     """
     device, dtype, spec = pick_device(config.device), DTYPES[config.dtype], checkpoint.spec
     if device.type == "cpu":
+        if "OMP_NUM_THREADS" not in os.environ:  # torch knows of the machine's CPUs, not of a container's
+            torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))
         warm_up()
     elif device.type == "cuda":
         check_compiler()
