@@ -75,7 +75,6 @@ class Cluster:
         archive = self._ground.folder / "podling.tar"
         images.write_archive(self.programs / "podling", archive)
         self._start_names()
-        self.control_plane.wait(lambda: all(n.ready_for_images() for n in self.nodes.values()), "containerd listens")
         self.import_image(archive)
         self.wait_ready(*self.nodes)
         for name in self.nodes:

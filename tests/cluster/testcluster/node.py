@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import stat
+import socket
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from testcluster import kernel
+from testcluster.errors import ClusterError
 from testcluster.ground import Ground
 
 _PARTS = ("containerd", "kubelet", "kube-proxy")
+_READY_S = 90.0
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,11 @@ class Node:
         (self._folder / "kubelet.yaml").write_text(json.dumps(self._kubelet()))  # JSON is YAML
 
     def start(self) -> None:
-        """Start what a node runs; also after `kill`, as a machine boots again."""
+        """Start what a node runs; also after `kill`, as a machine boots again.
+
+        Raises:
+            ClusterError: containerd does not come up.
+        """
         kernel.add_cgroups(self._scope)
         kubelet = {
             "config": str(self._folder / "kubelet.yaml"),
@@ -73,12 +80,9 @@ class Node:
             "conntrack-max-per-core": "0",
         }
         self._run("containerd", ["containerd", "--config", str(self._folder / "containerd.toml")])
+        self._until_containerd_listens()  # a kubelet that finds nobody ends, and here nothing starts it again
         self._run("kubelet", [str(self._programs / "kubelet"), *_flags(kubelet)])
         self._run("kube-proxy", [str(self._programs / "kube-proxy"), *_flags(proxy)])
-
-    def ready_for_images(self) -> bool:
-        """Whether containerd listens."""
-        return self._socket.exists() and stat.S_ISSOCK(self._socket.stat().st_mode)
 
     def import_image(self, archive: Path) -> None:
         """Give it the images of a docker-archive."""
@@ -114,6 +118,17 @@ class Node:
     @property
     def _socket(self) -> Path:
         return self._folder / "containerd.sock"
+
+    def _until_containerd_listens(self) -> None:
+        deadline = time.monotonic() + _READY_S
+        with socket.socket(socket.AF_UNIX) as caller:
+            while caller.connect_ex(str(self._socket)) != 0:
+                self._ground.check_alive()
+                if time.monotonic() > deadline:
+                    raise ClusterError(
+                        f"containerd of {self.name} does not listen: {self._ground.log(f'{self.name}-containerd')}"
+                    )
+                time.sleep(0.05)
 
     def _everything(self) -> set[int]:
         return {*self._ground.processes_of(self.name), *kernel.processes_in_cgroups(self._scope)}
