@@ -213,8 +213,7 @@ def test_a_killed_agent_and_a_cut_off_node_lose_no_line(stage: Stage) -> None:
 
 
 def test_the_operator_was_never_refused(stage: Stage) -> None:
-    rows = map(json.loads, stage.cluster.control_plane.audit_log.read_text().splitlines())
-    calls = [row for row in rows if row["user"]["username"] == "system:serviceaccount:spillway:spillway-operator"]
+    calls = stage.cluster.control_plane.audited("system:serviceaccount:spillway:spillway-operator")
     assert calls
     decided = "authorization.k8s.io/decision"
     assert not [row["requestURI"] for row in calls if row.get("annotations", {}).get(decided) == "forbid"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import random
 import signal
 import time
@@ -229,12 +228,11 @@ def quiet_for(ground: Ground, seconds: float) -> list[Any] | None:
 
 def operators_writes(ground: Ground) -> list[Any]:
     """What the API server's audit says of them, refused ones included."""
-    rows = map(json.loads, ground.kube.plane.audit_log.read_text().splitlines())
     return [
         row
-        for row in rows
+        for row in ground.kube.plane.audited()
         if row.get("userAgent", "").startswith("spillway-operator/")
-        and row["objectRef"].get("namespace") == ground.space
+        and row.get("objectRef", {}).get("namespace") == ground.space
     ]
 
 

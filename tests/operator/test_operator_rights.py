@@ -121,8 +121,7 @@ def batch_jobs(kube: Kube, space: str, gateway: GatewayProcess) -> None:
 
 def audited(kube: Kube) -> list[Any]:
     """All calls of the account that are about objects."""
-    rows = map(json.loads, kube.plane.audit_log.read_text().splitlines())
-    return [row for row in rows if row["user"]["username"] == ACCOUNT and "objectRef" in row]
+    return [row for row in kube.plane.audited(ACCOUNT) if "objectRef" in row]
 
 
 def right(row: Any) -> Right:

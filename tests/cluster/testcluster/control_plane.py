@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -56,9 +57,7 @@ class ControlPlane:
         self._port, self._etcd_port, self._peer_port = (6443, 2379, 2380) if site.namespace else _free_ports(3)
         self.url = f"https://{site.address}:{self._port}"
         self.kubeconfig = ground.folder / "kubeconfig"
-        self.audit_log = ground.folder / "audit.log"
-        """Every write that the API server took or refused, a JSON object a line: by whom, to what. Of accounts of the
-        namespace `spillway` also what they read."""
+        self._audit_log = ground.folder / "audit.log"
 
     def start(self) -> None:
         """Returns when the API server is ready and the controllers have made the first service account.
@@ -88,6 +87,16 @@ class ControlPlane:
         """So that they know kinds that were made since: the garbage collector looks for new ones every 30 s only."""
         self._ground.kill("kube-controller-manager")
         self._start_manager()
+
+    def audited(self, account: str | None = None) -> list[dict[str, Any]]:
+        """Every write that the API server took or refused, of one account or of all: by whom, to what.
+
+        Of accounts of the namespace `spillway` also what they read. The log is being written: the line that is not at
+        its end is not among them. A call that was cut off before it was known whose it is has no account.
+        """
+        whole = self._audit_log.read_text().rpartition("\n")[0].splitlines()
+        rows = [json.loads(line) for line in whole]
+        return [row for row in rows if account is None or row["user"].get("username") == account]
 
     def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
         """What kubectl prints.
